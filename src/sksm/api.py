@@ -1,0 +1,191 @@
+"""The library's calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import mmap
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from sksm import buffers, ownership, pages, session
+from sksm.daemon.client import RemoteStore
+from sksm.errors import DaemonUnreachable, SksmError
+from sksm.linux import maps
+from sksm.pages import BATCH_PAGES
+from sksm.process.local import ThisProcess
+from sksm.report import MergeReport
+from sksm.spans import PAGE_SIZE, Span
+
+
+def merge(obj: object) -> MergeReport:
+    """Share every page of an object with all equal pages offered before.
+
+    The object's bytes do not change, and it can be used, written and freed as
+    before; a write gives the page written to a private copy again. Offer what
+    stays as it is: the call takes the pages in their current state, once.
+
+    Args:
+        obj: anything with contiguous memory: numpy array or view, bytes,
+            bytearray, memoryview, mmap, Arrow buffer, torch tensor. Pages that
+            are not wholly inside it are left alone; `empty` and `asarray` make
+            arrays that begin on a page.
+
+    Returns:
+        What became of each page. A page that could not be merged is counted in
+        `refused`, and `reasons` says why; it is no error.
+
+    Raises:
+        TypeError: `obj` has no buffer.
+        ValueError: its memory is not contiguous, or it has none.
+        SksmError: what stood in the way, and what would help.
+    """
+    buffer = buffers.locate(obj)
+    span = buffer.span
+    report = MergeReport()
+    report.refuse(buffers.PARTLY_OUTSIDE, buffer.partial_pages)
+    report.refuse(pages.LAST_PAGE, buffer.kept_pages)
+    if buffer.risk:
+        report.refuse(buffer.risk, span.pages)
+    elif span.pages:
+        if buffer.owner is not None:
+            ownership.watch(buffer.owner, span)
+        report += session.current.merge(span, pinned=True)
+    return report
+
+
+def merge_range(address: int, length: int) -> MergeReport:
+    """Merge the pages of a raw range, as `madvise(address, length, MADV_MERGE)`.
+
+    Before memory that malloc gave out is freed, `unmerge_range` it, unless the
+    allocator is one that never expects dropped pages to read as zeros.
+
+    Args:
+        address: start of the range, a multiple of the page size.
+        length: bytes, a multiple of the page size. Zero does nothing.
+
+    Raises:
+        ValueError: `address` or `length` is not a whole number of pages.
+        OSError: ENOMEM if part of the range is not mapped; the rest was merged.
+        SksmError: what stood in the way, and what would help.
+    """
+    span = _span(address, length)
+    if not length:
+        return MergeReport()
+    return session.current.merge(span, pinned=False)
+
+
+def unmerge(obj: object) -> int:
+    """Give the pages of an object private memory of their own again.
+
+    Returns:
+        Bytes that are no longer shared.
+
+    Raises:
+        TypeError, ValueError: as `merge`.
+        SksmError: there is not enough memory; everything is as it was.
+    """
+    buffer = buffers.locate(obj)
+    return _unmerge(buffer.span)
+
+
+def unmerge_range(address: int, length: int) -> int:
+    """Give the merged pages of a raw range private memory of their own again."""
+    return _unmerge(_span(address, length))
+
+
+def _unmerge(span: Span) -> int:
+    merged = [m for m in maps.every_mapping("self") if pages.is_pool(m)]
+    parts = [(m.span & span, m.prot) for m in merged]
+    parts = [(part, prot) for part, prot in parts if part.pages]
+    wanted = sum(part.size for part, _ in parts)
+    available = psutil.virtual_memory().available
+    if wanted > available:
+        raise SksmError(
+            f"un-merging needs {wanted} bytes of memory, and {available} are available"
+        )
+    step = BATCH_PAGES * PAGE_SIZE
+    with ThisProcess(pinned=True) as space:
+        for part, prot in parts:
+            for start in range(part.start, part.stop, step):
+                space.privatise(Span(start, min(start + step, part.stop)), prot)
+    return wanted
+
+
+def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = float) -> Any:
+    """Make an array that begins on a page, its contents undefined (zeros).
+
+    Equal arrays at different offsets within a page share nothing: pages are
+    equal or not as a whole.
+    """
+    kind = np.dtype(dtype)
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    count = math.prod(sizes)
+    # One page more, never touched: the last page of a mapping is not merged.
+    memory = mmap.mmap(
+        -1,
+        -(-count * kind.itemsize // PAGE_SIZE) * PAGE_SIZE + PAGE_SIZE,
+        flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
+    )
+    return np.frombuffer(memory, kind, count).reshape(sizes)
+
+
+def asarray(obj: Any) -> Any:
+    """Give `obj` as an array that begins on a page; a copy unless it does already."""
+    array = np.asarray(obj)
+    if array.flags.c_contiguous and array.ctypes.data % PAGE_SIZE == 0:
+        return array
+    copy = empty(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stats:
+    """What this process shares, and what its daemon holds. Sizes in bytes."""
+
+    shared_here_bytes: int  # pages of this process mapped from a pool
+    daemon_pid: int | None  # None: no daemon runs, and all else is zero
+    clients: int = 0
+    slots: int = 0  # different pages in the pool
+    pool_bytes: int = 0
+    index_bytes: int = 0
+    daemon_bytes: int = 0  # its own memory, without the pool
+
+
+def stats() -> Stats:
+    """Say what is shared now. Starts no daemon.
+
+    Raises:
+        SksmError: the daemon that runs does not answer.
+    """
+    here = sum(m.span.size for m in maps.every_mapping("self") if pages.is_pool(m))
+    try:
+        store = RemoteStore(start=False)
+    except DaemonUnreachable:
+        return Stats(here, None)
+    try:
+        status = store.status()
+    finally:
+        store.close()
+    return Stats(
+        shared_here_bytes=here,
+        daemon_pid=status.pid,
+        clients=status.clients - 1,
+        slots=status.slots,
+        pool_bytes=status.pool_bytes,
+        index_bytes=status.index_bytes,
+        daemon_bytes=status.own_bytes,
+    )
+
+
+def _span(address: int, length: int) -> Span:
+    for name, value in (("address", address), ("length", length)):
+        if value % PAGE_SIZE or value < 0:
+            raise ValueError(
+                f"{name} {value:#x} is not a multiple of the page size {PAGE_SIZE}"
+            )
+    return Span(address, address + length)

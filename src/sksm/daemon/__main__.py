@@ -1,0 +1,5 @@
+"""Run the daemon with `python -m sksm.daemon`."""
+
+from sksm.daemon.main import main
+
+main()

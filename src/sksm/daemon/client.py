@@ -1,0 +1,135 @@
+"""A store that lives in the daemon, seen from a client."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from sksm.daemon import launch, protocol
+from sksm.errors import DaemonUnreachable, SksmError
+from sksm.linux import libc
+from sksm.spans import PAGE_SIZE, Span
+
+_R = TypeVar("_R", bound=protocol.Reply)
+_YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
+PATIENCE_SECONDS = 60.0  # for one answer; the daemon serves one client at a time
+
+
+class RemoteStore:
+    """A connection to the daemon, with its pool. Belongs to one process.
+
+    Args:
+        start: start a daemon if there is none.
+
+    Raises:
+        DaemonUnreachable, NotPermitted: as `launch.connect`.
+    """
+
+    def __init__(self, *, start: bool = True) -> None:
+        self._owner = os.getpid()
+        self._connection = launch.connect(start=start)
+        self._connection.settimeout(PATIENCE_SECONDS)
+        self._pool = -1
+        try:
+            hello = protocol.Hello(protocol.VERSION)
+            welcome, fds = self._ask(hello, protocol.Welcome, fds=1)
+            if not fds:
+                raise OSError(24, "no room for the pool's descriptor: raise ulimit -n")
+        except BaseException:
+            self._connection.close()
+            raise
+        self._pool = fds[0]
+        self.seed = welcome.seed
+        self.written = welcome.written
+        _let_read(welcome.pid)
+
+    def close(self) -> None:
+        """Hang up. What was merged stays merged."""
+        self._connection.close()
+        if self._pool >= 0:
+            os.close(self._pool)
+            self._pool = -1
+
+    @property
+    def pool(self) -> int:
+        """The pool's file, read-only."""
+        return self._pool
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[None]:
+        """Keep every slot as it is until the block ends."""
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # a dead daemon reclaims nothing
+                self._connection.send(protocol.encode(protocol.Done()))
+
+    def lookup(self, prints: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        """Find each fingerprint's slot; `UNSEEN` where there is none."""
+        reply, _ = self._ask(protocol.Lookup(prints.tobytes()), protocol.Slots)
+        self.written = reply.written
+        return np.frombuffer(reply.slots, np.int64).copy()
+
+    def offer(
+        self, pid: int, spans: Iterable[Span]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], str]:
+        """Have the daemon take pages of this process into the pool."""
+        runs = np.array(
+            [(span.start // PAGE_SIZE, span.pages) for span in spans], np.int64
+        )
+        reply, _ = self._ask(protocol.Offer(runs.tobytes()), protocol.Offered)
+        self.written = reply.written
+        slots = np.frombuffer(reply.slots, np.int64)
+        return slots, np.frombuffer(reply.fresh, np.bool_), reply.refusal
+
+    def status(self, *, reclaim: bool = False) -> protocol.Status:
+        """Ask how things stand; with `reclaim`, after giving back what is dead."""
+        return self._ask(protocol.Ask(reclaim), protocol.Status)[0]
+
+    def _ask(
+        self, request: protocol.Request, kind: type[_R], fds: int = 0
+    ) -> tuple[_R, list[int]]:
+        """Send a request and take its answer.
+
+        Raises:
+            ConnectionError: the daemon is gone.
+            DaemonUnreachable: it does not answer, or not in this protocol.
+            SksmError: it refused, and says why.
+        """
+        try:
+            self._connection.send(protocol.encode(request))
+            data, received = protocol.receive(self._connection, fds)
+            if not data:
+                raise ConnectionResetError("the daemon hung up")
+            reply = protocol.decode_reply(data)
+        except TimeoutError as error:
+            patience = f"{PATIENCE_SECONDS:.0f} seconds"
+            raise DaemonUnreachable(f"sksmd gave no answer in {patience}") from error
+        except (msgspec.MsgspecError, protocol.Malformed) as error:
+            raise DaemonUnreachable(f"that is not sksmd: {error}") from error
+        if isinstance(reply, protocol.Failure):
+            raise SksmError(f"sksmd refused: {reply.message}")
+        if not isinstance(reply, kind):
+            raise DaemonUnreachable(f"sksmd answered out of turn: {type(reply)}")
+        return reply, received
+
+
+def _let_read(daemon: int) -> None:
+    """Name the daemon as our tracer where Yama asks for it, so it can read pages.
+
+    Documentation/admin-guide/LSM/Yama.rst: with scope 1 only ancestors may, and
+    those that a process names.
+    """
+    try:
+        restricted = _YAMA.read_text().strip() == "1"
+    except OSError:
+        return
+    if restricted:
+        libc.prctl(libc.PR_SET_PTRACER, daemon, 0, 0, 0)

@@ -1,0 +1,118 @@
+"""Finding this user's daemon, or starting it.
+
+Whoever finds none makes the socket itself, and the daemon inherits it already
+listening. So there is nothing to wait for or to poll: a client connects at once,
+and its request is answered when the daemon is up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import sksm
+from sksm.daemon import protocol, runtime
+from sksm.errors import DaemonUnreachable, NotPermitted
+
+_BACKLOG = 128
+
+
+def connect(*, start: bool = True) -> socket.socket:
+    """Connect to this user's daemon, and start it if there is none.
+
+    Raises:
+        DaemonUnreachable: none answers, and `start` is false or starting failed.
+        NotPermitted: the socket belongs to somebody else.
+    """
+    path = str(runtime.socket_path())
+    connection = _try(path)
+    if connection is None and start:
+        with runtime.lock():
+            if listener := listen():
+                with listener:
+                    _spawn(listener)
+            connection = _try(path)
+    if connection is None:
+        raise DaemonUnreachable("no sksmd runs for this user")
+    _, uid = protocol.peer(connection)
+    if uid not in (os.getuid(), 0):
+        connection.close()
+        raise NotPermitted(f"{path} belongs to uid {uid}, not to you: remove it")
+    return connection
+
+
+def listen() -> socket.socket | None:
+    """Make the socket; None if somebody serves it already. Hold the lock."""
+    path = runtime.socket_path()
+    if (connection := _try(str(path))) is not None:
+        connection.close()
+        return None
+    path.unlink(missing_ok=True)
+    listener = _new_socket()
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def _new_socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def _try(path: str) -> socket.socket | None:
+    connection = _new_socket()
+    try:
+        connection.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _spawn(listener: socket.socket) -> None:
+    """Start a daemon that outlives us and is nobody's child.
+
+    It forks once more and its parent leaves at once: a program that waits for
+    its children must never meet one it did not start.
+    """
+    with open(runtime.directory() / "sksmd.log", "ab") as log:
+        try:
+            subprocess.run(
+                [*_command(), f"--listen-fd={listener.fileno()}", "--detach"],
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env=_environment(),
+                check=True,
+                timeout=30,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            with contextlib.suppress(OSError):
+                runtime.socket_path().unlink()
+            raise DaemonUnreachable(f"sksmd could not be started: {error}") from error
+
+
+def _command() -> list[str]:
+    if Path(sys.executable or "").name.startswith("python"):
+        return [sys.executable, "-m", "sksm.daemon"]
+    if found := shutil.which("sksmd"):  # the interpreter is embedded in a program
+        return [found]
+    raise DaemonUnreachable("sksmd is not on PATH: start it by hand")
+
+
+def _environment() -> dict[str, str]:
+    """Make the package importable there as it is here; keep numpy to one thread."""
+    root = str(Path(sksm.__file__).parent.parent)
+    inherited = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([root, inherited] if inherited else [root])
+    return {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}

@@ -1,0 +1,141 @@
+"""What client and daemon say to each other.
+
+One message is one packet of a Unix `SOCK_SEQPACKET` socket, in MessagePack, with
+arrays as raw little-endian bytes. A client has one request under way at a time.
+The first request opens a lease: until `Done`, or the end of the connection, no
+slot is given back.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+VERSION = 1
+MOST_PAGES = 4096  # in one request
+LARGEST = 1 << 17  # bytes of a message; a socket takes 200 KiB unless told otherwise
+
+
+class Hello(msgspec.Struct, tag=True):
+    """Sent first, by the client."""
+
+    version: int
+
+
+class Welcome(msgspec.Struct, tag=True):
+    """The answer, with a read-only descriptor of the pool beside it."""
+
+    version: int
+    pid: int
+    seed: int
+    written: int
+
+
+class Lookup(msgspec.Struct, tag=True):
+    """Which slots have these fingerprints (uint64)? Answered by `Slots`."""
+
+    prints: bytes
+
+
+class Slots(msgspec.Struct, tag=True):
+    """A slot (int64) for each fingerprint."""
+
+    slots: bytes
+    written: int
+
+
+class Offer(msgspec.Struct, tag=True):
+    """Take pages of mine: pairs (int64) of page number and count."""
+
+    runs: bytes
+
+
+class Offered(msgspec.Struct, tag=True):
+    """A slot (int64) for each page, and whether it is new (bool)."""
+
+    slots: bytes
+    fresh: bytes
+    refusal: str
+    written: int
+
+
+class Done(msgspec.Struct, tag=True):
+    """End of the lease. Not answered."""
+
+
+class Ask(msgspec.Struct, tag=True):
+    """How do things stand? Answered by `Status`."""
+
+    reclaim: bool = False  # give back first what nobody maps
+
+
+class Status(msgspec.Struct, tag=True):
+    """What the daemon holds and what it costs."""
+
+    pid: int
+    clients: int
+    slots: int
+    pool_bytes: int
+    index_bytes: int
+    own_bytes: int  # the daemon's own memory, without the pool
+    reclaimed: int  # slots given back since it started
+    held_back: str  # why reclaim freed nothing the last time, or ""
+    seconds: float  # since it started
+
+
+class Failure(msgspec.Struct, tag=True):
+    """What was wrong with the request. The daemon hangs up after it."""
+
+    message: str
+
+
+Request: TypeAlias = Hello | Lookup | Offer | Done | Ask
+Reply: TypeAlias = Welcome | Slots | Offered | Status | Failure
+
+encode = msgspec.msgpack.encode
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_reply = msgspec.msgpack.Decoder(Reply).decode
+
+
+class Malformed(ValueError):
+    """A message that nobody who speaks this protocol would send."""
+
+
+def integers(raw: bytes, dtype: npt.DTypeLike = np.int64) -> npt.NDArray[np.generic]:
+    """View the bytes of an array field as numbers.
+
+    Raises:
+        Malformed: a length that is no whole number of items, or too many.
+    """
+    size = np.dtype(dtype).itemsize
+    if len(raw) % size or len(raw) // size > MOST_PAGES:
+        raise Malformed(f"an array of {len(raw)} bytes")
+    return np.frombuffer(raw, dtype)
+
+
+def receive(connection: socket.socket, fds: int = 0) -> tuple[bytes, list[int]]:
+    """Take one message, and the descriptors with it; b"" at the end.
+
+    Raises:
+        Malformed: longer than `LARGEST`.
+        OSError: EMFILE if a descriptor came and this process can hold no more.
+    """
+    if not fds:
+        data, _, flags, _ = connection.recvmsg(LARGEST)
+        received: list[int] = []
+    else:
+        data, received, flags, _ = socket.recv_fds(connection, LARGEST, fds)
+    if flags & socket.MSG_TRUNC:
+        raise Malformed(f"a message of more than {LARGEST} bytes")
+    return data, received
+
+
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """Give pid and uid of the other side, as the kernel knows them."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, uid, _ = np.frombuffer(raw, "<i4").tolist()
+    return pid, uid

@@ -1,0 +1,64 @@
+"""Where the daemon of this user is found: socket, lock, log."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from sksm.errors import NotPermitted
+
+OVERRIDE = "SKSM_RUNTIME_DIR"
+
+
+def directory() -> Path:
+    """Give the runtime directory of this user, made if need be.
+
+    `$SKSM_RUNTIME_DIR`, or `sksm` in `$XDG_RUNTIME_DIR` or `/run/user/<uid>`
+    (root: `/run`); where there is none, `/tmp/sksm-<uid>`.
+
+    Raises:
+        NotPermitted: it belongs to somebody else, or others may write to it.
+    """
+    uid = os.getuid()
+    path = _choose(uid)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o022:
+        raise NotPermitted(
+            f"{path} is not a directory that only you can write to. Remove it, or "
+            f"name another one in {OVERRIDE}."
+        )
+    return path
+
+
+def _choose(uid: int) -> Path:
+    if named := os.environ.get(OVERRIDE):
+        return Path(named)
+    bases = [os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}"]
+    if uid == 0:
+        bases = ["/run"]
+    for base in bases:
+        if base and os.access(base, os.W_OK) and os.stat(base).st_uid == uid:
+            return Path(base) / "sksm"
+    return Path(f"/tmp/sksm-{uid}")
+
+
+def socket_path() -> Path:
+    """Give the path of the daemon's socket."""
+    return directory() / "sksmd.sock"
+
+
+@contextlib.contextmanager
+def lock() -> Iterator[None]:
+    """Be the only one who starts or ends this user's daemon."""
+    fd = os.open(directory() / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,337 @@
+"""sksmd: the process that owns a store.
+
+One thread, one loop: while it reclaims it answers nobody, which is what holds
+merges off. It trusts its clients with nothing but their own pages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+
+import msgspec
+import numpy as np
+import psutil
+
+from sksm.daemon import protocol, runtime
+from sksm.daemon.protocol import Malformed
+from sksm.spans import PAGE_SIZE, Span
+from sksm.store.local import LocalStore
+from sksm.store.reclaim import take_census
+
+_log = logging.getLogger("sksmd")
+_RECLAIM_AFTER = 2.0  # seconds from the end of a client to looking for its slots
+_RECLAIM_EVERY = 30.0
+_FULL_TABLE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Client:
+    """One connection."""
+
+    connection: socket.socket
+    pid: int
+    pidfd: int
+    greeted: bool = False
+    leasing: bool = False
+
+
+class Server:
+    """Serves a listening socket until nobody uses the store, or SIGTERM.
+
+    Args:
+        listener: a bound and listening `SOCK_SEQPACKET` socket.
+        idle_seconds: how long to stay without clients and without live slots;
+            infinite for a service that somebody else starts and ends.
+    """
+
+    def __init__(self, listener: socket.socket, idle_seconds: float) -> None:
+        self._listener = listener
+        self._idle_seconds = idle_seconds
+        self._store = LocalStore()
+        self._born = time.time()
+        self._clients: set[Client] = set()
+        self._ever: set[int] = set()  # pids of all clients there were
+        self._reclaimed = 0
+        self._held_back = ""
+        self._quiet_since = time.monotonic()
+        self._reclaim_at = float("inf")
+        self._accept_at = 0.0
+        self._stopping = False
+        self._selector = selectors.DefaultSelector()
+
+    def run(self) -> None:
+        """Serve until it is time to leave."""
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
+        with _woken_by(signal.SIGTERM, signal.SIGINT) as wake:
+            self._selector.register(wake, selectors.EVENT_READ, wake)
+            while not self._stopping and not self._may_leave():
+                for key, _ in self._selector.select(self._pause()):
+                    self._serve(key)
+        self._close()
+
+    def _serve(self, key: selectors.SelectorKey) -> None:
+        if key.data is None:
+            self._accept()
+        elif isinstance(key.data, socket.socket):
+            self._stopping = True
+        elif key.data in self._clients:
+            if key.fd == key.data.pidfd:  # it ended; a child may keep the socket open
+                self._drop(key.data)
+            else:
+                self._answer(key.data)
+
+    # -- coming and going
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno not in _FULL_TABLE:
+                raise
+            _log.warning("cannot accept: %s", error.strerror)
+            self._selector.unregister(self._listener)  # try again in a moment
+            self._accept_at = time.monotonic() + 0.2
+            return
+        pid, uid = protocol.peer(connection)
+        refusal = _refusal(pid, uid)
+        try:
+            pidfd = os.pidfd_open(pid) if not refusal else -1
+        except OSError as error:
+            refusal = f"no hold of process {pid}: {error.strerror}"
+        if refusal:
+            _send(connection, protocol.Failure(refusal))
+            connection.close()
+            return
+        client = Client(connection, pid, pidfd)
+        self._clients.add(client)
+        self._ever.add(pid)
+        self._selector.register(connection, selectors.EVENT_READ, client)
+        self._selector.register(pidfd, selectors.EVENT_READ, client)
+
+    def _drop(self, client: Client) -> None:
+        self._clients.discard(client)
+        self._selector.unregister(client.connection)
+        self._selector.unregister(client.pidfd)
+        client.connection.close()
+        os.close(client.pidfd)
+        self._quiet_since = time.monotonic()
+        self._reclaim_at = min(self._reclaim_at, self._quiet_since + _RECLAIM_AFTER)
+
+    def _pause(self) -> float | None:
+        now = time.monotonic()
+        if self._accept_at and now >= self._accept_at:
+            self._accept_at = 0.0
+            self._selector.register(self._listener, selectors.EVENT_READ, None)
+        if now >= self._reclaim_at:
+            self._reclaim()
+        wakes = [self._reclaim_at, self._accept_at or float("inf")]
+        if not self._clients:
+            wakes.append(self._quiet_since + self._idle_seconds)
+        wake = min(wakes)
+        return None if wake == float("inf") else max(0.0, wake - now)
+
+    def _may_leave(self) -> bool:
+        """Leave if nobody is there and nobody maps a slot, under the lock.
+
+        A client that connects just now is answered; one that comes a moment
+        later finds the connection reset, and starts a new daemon.
+        """
+        quiet = time.monotonic() - self._quiet_since
+        if self._clients or quiet < self._idle_seconds:
+            return False
+        self._reclaim()
+        self._quiet_since = time.monotonic()  # else, look again after a while
+        if self._store.usage()["slots"] or self._held_back:
+            return False
+        with runtime.lock():
+            self._accept()
+            if not self._clients:
+                runtime.socket_path().unlink(missing_ok=True)
+                self._stopping = True
+        return self._stopping
+
+    def _close(self) -> None:
+        for client in list(self._clients):
+            self._drop(client)
+        self._selector.close()
+        self._listener.close()
+        self._store.close()
+
+    # -- answering
+
+    def _answer(self, client: Client) -> None:
+        try:
+            data, _ = protocol.receive(client.connection)
+            if not data:
+                self._drop(client)
+                return
+            reply = self._reply(client, protocol.decode_request(data))
+        except ConnectionError:
+            self._drop(client)
+            return
+        except (Malformed, msgspec.MsgspecError, ValueError) as error:
+            reply = protocol.Failure(f"malformed request: {error}")
+        if reply is not None:
+            self._send(client, reply)
+
+    def _send(self, client: Client, reply: protocol.Reply) -> None:
+        fds = []
+        if isinstance(reply, protocol.Welcome):
+            try:
+                fds.append(self._store.reader())
+            except OSError as error:
+                reply = protocol.Failure(f"no descriptor for you: {error.strerror}")
+        try:
+            sent = _send(client.connection, reply, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if not sent or isinstance(reply, protocol.Failure):
+            self._drop(client)
+
+    def _reply(
+        self, client: Client, request: protocol.Request
+    ) -> protocol.Reply | None:
+        match request:
+            case protocol.Hello(version):
+                if version != protocol.VERSION:
+                    return protocol.Failure(
+                        f"the daemon speaks version {protocol.VERSION}, not {version}: "
+                        f"end it (kill {os.getpid()}), the next merge starts its own"
+                    )
+                client.greeted = True
+                store = self._store
+                return protocol.Welcome(
+                    protocol.VERSION, os.getpid(), store.seed, store.written
+                )
+            case _ if not client.greeted:
+                return protocol.Failure("say hello first")
+            case protocol.Lookup(prints):
+                client.leasing = True
+                slots = self._store.lookup(protocol.integers(prints, np.uint64))
+                return protocol.Slots(slots.tobytes(), self._store.written)
+            case protocol.Offer(runs):
+                client.leasing = True
+                return self._take(client, runs)
+            case protocol.Done():
+                client.leasing = False
+                return None
+            case protocol.Ask(reclaim):
+                if reclaim:
+                    self._reclaim()
+                return self._status()
+        return protocol.Failure("not a request")
+
+    def _take(self, client: Client, raw: bytes) -> protocol.Reply:
+        pairs = protocol.integers(raw).reshape(-1, 2)
+        pages = int(pairs[:, 1].sum()) if (pairs > 0).all() else 0
+        if not 0 < pages <= protocol.MOST_PAGES or int(pairs.max()) > 2**51:
+            raise Malformed("page runs out of bounds")
+        spans = [
+            Span(first * PAGE_SIZE, (first + count) * PAGE_SIZE)
+            for first, count in pairs.tolist()
+        ]
+        slots, fresh, refusal = self._store.offer(client.pid, spans)
+        if fresh.any():
+            soon = time.monotonic() + _RECLAIM_EVERY
+            self._reclaim_at = min(self._reclaim_at, soon)
+        return protocol.Offered(
+            slots.tobytes(), fresh.tobytes(), refusal, self._store.written
+        )
+
+    def _status(self) -> protocol.Status:
+        memory = psutil.Process().memory_info()
+        return protocol.Status(
+            pid=os.getpid(),
+            clients=len(self._clients),
+            **self._store.usage(),
+            own_bytes=memory.rss - memory.shared,
+            reclaimed=self._reclaimed,
+            held_back=self._held_back,
+            seconds=time.time() - self._born,
+        )
+
+    # -- reclaim
+
+    def _reclaim(self) -> None:
+        """Give back the slots that two walks in a row find unmapped.
+
+        Two, because a mapping that moves while its process is looked at can be
+        missed by one. Nothing is given back while a client holds a lease.
+        """
+        again = _RECLAIM_EVERY if self._clients else float("inf")
+        self._reclaim_at = time.monotonic() + again
+        used = self._store.used()
+        self._held_back = ""
+        if not len(used):
+            return
+        leasing = [client.pid for client in self._clients if client.leasing]
+        if leasing:
+            self._held_back = f"process {leasing[0]} is in the middle of a merge"
+            self._reclaim_at = time.monotonic() + 1.0
+            return
+        for _ in range(2):
+            census = take_census(
+                os.fstat(self._store.pool),
+                self._store.written,
+                since=self._born,
+                clients=self._ever,
+            )
+            if census.unreadable:
+                pids = ", ".join(map(str, census.unreadable[:5]))
+                self._held_back = f"may not look at the mappings of process {pids}"
+                return
+            used = used[~census.live[used]]
+        self._store.drop(used)
+        self._reclaimed += len(used)
+
+
+def _refusal(pid: int, uid: int) -> str:
+    if uid != os.getuid():
+        return f"this daemon serves uid {os.getuid()} and nobody else"
+    if pid == 0:
+        return "you are in a pid namespace that this daemon cannot see into"
+    return ""
+
+
+def _send(
+    connection: socket.socket, reply: protocol.Reply, fds: list[int] | None = None
+) -> bool:
+    """Send without waiting; a client that does not read its answers is dropped."""
+    try:
+        socket.send_fds(
+            connection, [protocol.encode(reply)], fds or [], socket.MSG_DONTWAIT
+        )
+    except OSError:
+        return False
+    return True
+
+
+class _woken_by:
+    """A socket that becomes readable when one of some signals arrives."""
+
+    def __init__(self, *signals: signal.Signals) -> None:
+        self._signals = signals
+
+    def __enter__(self) -> socket.socket:
+        self._near, self._far = socket.socketpair()
+        self._far.setblocking(False)
+        signal.set_wakeup_fd(self._far.fileno())
+        for number in self._signals:
+            signal.signal(number, lambda *_: None)
+        return self._near
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(-1)
+        self._near.close()
+        self._far.close()

@@ -1,0 +1,232 @@
+"""Several calls in a row, with the interpreter out of the way.
+
+Memory that is write-protected through a userfaultfd makes its writers wait. A
+writer may hold the interpreter's lock, and then Python code that means to end
+the protection never runs again. So everything between protecting and releasing
+is written down first, as a table of calls, and carried out by sixty lines of
+machine code in one ctypes call, which needs no lock. It also saves the 1 us that
+ctypes takes for each call.
+
+The calling conventions are those of the System V ABI, x86-64, and syscall(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import functools
+import mmap
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from sksm.linux import libc
+
+# One call. `function` is an address, or a system call's number if below 4096.
+# Where its result is not `want`, the row at address `otherwise` comes next.
+CALL = np.dtype(
+    [
+        ("function", "<u8"),
+        ("args", "<u8", 6),
+        ("want", "<i8"),
+        ("otherwise", "<u8"),
+        ("result", "<i8"),  # out; of a system call, -errno on failure
+    ]
+)
+
+# In: rdi = first row, rsi = end of the table. r10 against rcx is the difference
+# between the two conventions; a function's result is an int, hence movslq.
+SOURCE = {
+    "x86_64": """
+        endbr64
+        push %rbx
+        push %rbp
+        push %r12
+        mov %rdi, %rbx
+        mov %rsi, %rbp
+    row:
+        cmp %rbp, %rbx
+        jae done
+        mov (%rbx), %rax
+        mov 8(%rbx), %rdi
+        mov 16(%rbx), %rsi
+        mov 24(%rbx), %rdx
+        mov 32(%rbx), %r10
+        mov 40(%rbx), %r8
+        mov 48(%rbx), %r9
+        cmp $4096, %rax
+        jae function
+        syscall
+        jmp compare
+    function:
+        mov %r10, %rcx
+        call *%rax
+        movslq %eax, %rax
+    compare:
+        mov %rax, 72(%rbx)
+        cmp 56(%rbx), %rax
+        jne otherwise
+        add $80, %rbx
+        jmp row
+    otherwise:
+        mov 64(%rbx), %rbx
+        jmp row
+    done:
+        pop %r12
+        pop %rbp
+        pop %rbx
+        ret
+    """
+}
+# What `as` makes of it (tests/unit/test_calls.py asks it).
+CODE = {
+    "x86_64": bytes.fromhex(
+        "f30f1efa535541544889fb4889f54839eb7345488b03488b7b08488b7310488b"
+        "53184c8b53204c8b43284c8b4b30483d0010000073040f05eb084c89d1ffd048"
+        "63c048894348483b433875064883c350ebbc488b5b40ebb6415c5d5bc3"
+    )
+}
+
+# Signals that a fault of our own would raise: blocking them would turn a bug's
+# message into silence.
+_FAULTS = (4, 5, 7, 8, 11, 31)  # ILL TRAP BUS FPE SEGV SYS
+_NR_SIGPROCMASK = {"x86_64": 14, "aarch64": 135}[os.uname().machine]
+_SIG_SETMASK = 2
+_SKIPPED = np.iinfo(np.int64).min
+_WORD = 2**64 - 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Results:
+    """How a call list went, row by row: three arrays of shape (rows,)."""
+
+    results: npt.NDArray[np.int64]  # of a failed system call, -errno
+    ran: npt.NDArray[np.bool_]
+    met: npt.NDArray[np.bool_]  # ran, with the result that was wanted
+
+
+class CallList:
+    """A table of calls under construction; `run` carries it out.
+
+    Rows are added in order. Inside `block` a row whose result is not the one
+    wanted ends the block: the rest of it is skipped, what follows is not.
+    Signals are blocked from first to last, so that no handler of this thread
+    meets memory that only this thread could release.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, tuple[int, ...], int]] = []
+        self._ends: list[int] = []  # per row: where to go on a mismatch
+        self._block: int | None = None
+
+    @contextlib.contextmanager
+    def block(self) -> Iterator[None]:
+        """Group rows: the first that fails skips the others."""
+        self._block = len(self._rows)
+        yield
+        self._ends[self._block :] = [len(self._rows)] * (len(self._rows) - self._block)
+        self._block = None
+
+    def call(self, function: int, *args: int, want: int = 0) -> int:
+        """Add a call of `function`, at an address or by number. Gives its row."""
+        words = tuple(arg & _WORD for arg in (*args, 0, 0, 0, 0, 0, 0)[:6])
+        self._rows.append((function, words, want))
+        self._ends.append(len(self._rows))
+        return len(self._rows) - 1
+
+    def syscall(self, name: str, *args: int, want: int = 0) -> int:
+        """Add a system call by its name in `libc.SYS`. Gives its row."""
+        return self.call(libc.SYS[name], *args, want=want)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def run(self) -> Results:
+        """Carry the table out and say how it went."""
+        masks = np.zeros(2, "<u8")
+        masks[0] = ~np.uint64(sum(1 << (number - 1) for number in _FAULTS))
+        block, restore = masks.ctypes.data, masks.ctypes.data + 8
+        table = np.zeros(len(self._rows) + 2, CALL)
+        table[0] = self._mask_row(block, restore)
+        table[-1] = self._mask_row(restore, 0)
+        start = table.ctypes.data
+        if self._rows:
+            inner = table[1:-1]
+            functions, args, wants = zip(*self._rows, strict=True)
+            inner["function"] = functions
+            inner["args"] = np.array(args, np.uint64)
+            inner["want"] = wants
+            inner["otherwise"] = start + (np.array(self._ends) + 1) * CALL.itemsize
+        table["otherwise"][[0, -1]] = start + np.array([1, len(table)]) * CALL.itemsize
+        table["result"] = _SKIPPED
+        execute(table)
+        results = table["result"][1:-1]
+        return Results(results, results != _SKIPPED, results == table["want"][1:-1])
+
+    @staticmethod
+    def _mask_row(new: int, old: int) -> tuple[object, ...]:
+        args = (_SIG_SETMASK, new, old, 8, 0, 0)
+        return (_NR_SIGPROCMASK, args, 0, 0, 0)
+
+
+@functools.cache
+def uninterrupted() -> bool:
+    """Say whether a table runs without the interpreter on this machine.
+
+    Where it does not (no code for this processor, or executable memory is
+    forbidden), a table is worked off row by row, and nothing in it may make a
+    thread of this process wait.
+    """
+    try:
+        _code()
+    except (KeyError, OSError):
+        return False
+    return True
+
+
+@functools.cache
+def _code() -> ctypes._CFuncPtr:
+    code = CODE[os.uname().machine]
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    page.write(code)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    # SAFETY: a page of our own, read-only from here on, held by the closure.
+    libc.mprotect(address, mmap.PAGESIZE, libc.PROT_READ | libc.PROT_EXEC)
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(address)
+    function.page = page  # type: ignore[attr-defined]
+    return function
+
+
+def execute(table: npt.NDArray[np.void]) -> None:
+    """Work the rows of `table` off, filling in `result`."""
+    if uninterrupted():
+        # SAFETY: CallList made the table; its jumps go forward and stay inside.
+        _code()(table.ctypes.data, table.ctypes.data + table.nbytes)
+    else:
+        execute_slowly(table)
+
+
+def execute_slowly(table: npt.NDArray[np.void]) -> None:
+    """Do what the machine code does, in Python: its reference, and its stand-in."""
+    start, at = table.ctypes.data, 0
+    while at < len(table):
+        row = table[at]
+        row["result"] = invoke(int(row["function"]), *map(int, row["args"]))
+        if row["result"] == row["want"]:
+            at += 1
+        else:
+            at = (int(row["otherwise"]) - start) // CALL.itemsize
+
+
+def invoke(function: int, *args: int) -> int:
+    """Make one call of a table; -errno for a system call that failed."""
+    words = [ctypes.c_ulong(arg) for arg in args]
+    if function >= 4096:
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_ulong] * 6)
+        return int(prototype(function)(*words))
+    raw = libc.raw_syscall(ctypes.c_long(function), *words)
+    return int(raw) if raw != -1 else -(ctypes.get_errno() or errno.EINVAL)

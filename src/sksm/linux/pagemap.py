@@ -1,0 +1,117 @@
+"""Which pages of a range are present, written, private, zero: /proc/PID/pagemap.
+
+Declarations: include/uapi/linux/fs.h. Behaviour:
+Documentation/admin-guide/mm/pagemap.rst. `PAGEMAP_SCAN` since Linux 6.7
+(52526ca7fdb9); the table of entries serves older kernels.
+"""
+
+from __future__ import annotations
+
+import enum
+import fcntl
+import os
+from ctypes import Structure, c_uint64, sizeof
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sksm.linux.ioctl import IOWR
+from sksm.spans import PAGE_SIZE, Span
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+class Category(enum.IntFlag):
+    """`PAGE_IS_*`: what the kernel can say of a page."""
+
+    WPALLOWED = 1 << 0
+    WRITTEN = 1 << 1
+    FILE = 1 << 2
+    PRESENT = 1 << 3
+    SWAPPED = 1 << 4
+    PFNZERO = 1 << 5
+    HUGE = 1 << 6
+    SOFT_DIRTY = 1 << 7
+
+
+class pm_scan_arg(Structure):
+    """The one argument of `PAGEMAP_SCAN`."""
+
+    _fields_ = (
+        ("size", c_uint64),
+        ("flags", c_uint64),
+        ("start", c_uint64),
+        ("end", c_uint64),
+        ("walk_end", c_uint64),  # out: where the walk stopped
+        ("vec", c_uint64),  # address of page_region[vec_len]
+        ("vec_len", c_uint64),
+        ("max_pages", c_uint64),  # 0: no limit
+        ("category_inverted", c_uint64),
+        ("category_mask", c_uint64),
+        ("category_anyof_mask", c_uint64),
+        ("return_mask", c_uint64),
+    )
+
+
+PAGEMAP_SCAN = IOWR(ord("f"), 16, pm_scan_arg)
+
+# struct page_region. The kernel fills an array of these, so it is a dtype.
+PAGE_REGION = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8")])
+
+# Bits of one entry of the table, as pagemap.rst numbers them.
+ENTRY_PRESENT, ENTRY_SWAPPED, ENTRY_FILE = 1 << 63, 1 << 62, 1 << 61
+ENTRY_UFFD_WP = 1 << 57
+ENTRY_FRAME = (1 << 55) - 1  # zero without CAP_SYS_ADMIN
+
+
+def scan(
+    pagemap: int,
+    span: Span,
+    *,
+    any_of: Category,
+    returned: Category,
+    limit: int = 4096,
+) -> tuple[npt.NDArray[np.void], int]:
+    """List the runs of pages in `span` that have some category of `any_of`.
+
+    Args:
+        pagemap: an open `/proc/<pid>/pagemap`.
+        span: where to look, in that process.
+        any_of: categories of which a page must have at least one.
+        returned: categories to tell; neighbours that agree in them are one run.
+        limit: most runs to return, in entries of 24 bytes.
+
+    Returns:
+        The runs, ascending, as a `PAGE_REGION` array, and the address where
+        the walk stopped. It is `span.stop` unless `limit` was reached: call
+        again from there.
+
+    Raises:
+        OSError: ENOTTY before Linux 6.7; ENOMEM if the kernel has no buffer.
+    """
+    found = np.empty(limit, PAGE_REGION)
+    arg = pm_scan_arg(
+        size=sizeof(pm_scan_arg),
+        start=span.start,
+        end=span.stop,
+        vec=found.ctypes.data,
+        vec_len=limit,
+        category_anyof_mask=any_of,
+        return_mask=returned,
+    )
+    count = fcntl.ioctl(pagemap, PAGEMAP_SCAN, arg)  # raises OSError itself
+    return found[:count], arg.walk_end
+
+
+def entries(pagemap: int, span: Span) -> npt.NDArray[np.uint64]:
+    """Read the table entry of every page of `span`: shape (pages,).
+
+    Raises:
+        OSError: as `pread` does. A short table (the process is gone) reads as
+            absent pages.
+    """
+    table = np.zeros(span.pages, "<u8")
+    offset = span.start // PAGE_SIZE * table.itemsize
+    os.preadv(pagemap, [table.data.cast("B")], offset)
+    return table

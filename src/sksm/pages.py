@@ -1,0 +1,188 @@
+"""Which pages can be merged at all, and the batches in which they are taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from sksm.linux import libc, pagemap
+from sksm.linux.maps import Mapping
+from sksm.linux.pagemap import Category
+from sksm.process import AddressSpace
+from sksm.report import MergeReport
+from sksm.spans import PAGE_SIZE, Span
+from sksm.store.pool import POOL_NAME
+
+BATCH_PAGES = 1024  # 4 MiB: fits caches, and bounds how long a writer may wait
+
+# VmFlags (Documentation/filesystems/proc.rst) that a replacement would lose, or
+# that say the memory is not ours to replace.
+_FLAG_REASONS = {
+    "sh": "shared mapping",
+    "ht": "huge TLB pages",
+    "lo": "locked memory",
+    "sl": "sealed memory",
+    "dd": "left out of core dumps (MADV_DONTDUMP)",
+    "wf": "wiped on fork (MADV_WIPEONFORK)",
+    "dc": "not copied on fork (MADV_DONTFORK)",
+    "io": "device memory",
+    "pf": "device memory",
+    "mm": "device memory",
+    "gd": "stack",
+    "um": "watched by another userfaultfd",
+    "uw": "watched by another userfaultfd",
+    "ui": "watched by another userfaultfd",
+    "ss": "shadow stack",
+    "dp": "droppable memory",
+}
+UNTOUCHED, SWAPPED = "never touched", "swapped out"
+UNWRITTEN_FILE = "file page, not written"
+LAST_PAGE = "last page of its mapping"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PageBatch:
+    """Up to `BATCH_PAGES` pages of one mapping that may be merged."""
+
+    mapping: Mapping
+    spans: tuple[Span, ...]  # ascending, apart from each other
+
+    @property
+    def pages(self) -> int:
+        """How many pages the batch holds."""
+        return sum(span.pages for span in self.spans)
+
+
+def why_not(mapping: Mapping) -> str | None:
+    """Say why no page of `mapping` can be merged; None if some may be."""
+    if mapping.shared:
+        return _FLAG_REASONS["sh"]
+    for flag, reason in _FLAG_REASONS.items():
+        if flag in mapping.flags:
+            return reason
+    if mapping.path.startswith("[") and not mapping.path.startswith(("[heap", "[anon")):
+        return f"special mapping {mapping.path}"
+    if not mapping.prot & libc.PROT_READ:
+        return "no permission to read it"
+    return None
+
+
+def survey(
+    space: AddressSpace, mapping: Mapping, span: Span, pool: os.stat_result
+) -> tuple[MergeReport, list[Span]]:
+    """Sort the pages of `span`, a part of `mapping`, by what the kernel says.
+
+    Args:
+        pool: `fstat` of the pool's file: clean pages of it are merged.
+
+    Returns:
+        A report of the pages that are no candidates, and the spans of those
+        that are: private pages that are in memory.
+    """
+    report = MergeReport()
+    in_pool = mapping.shows(pool)
+    in_some_pool = is_pool(mapping)
+    if span.stop == mapping.span.stop and not in_some_pool:
+        report.refuse(LAST_PAGE, 1)
+        span = Span(span.start, span.stop - PAGE_SIZE)
+    candidates: list[Span] = []
+    seen = 0
+    for run, category in _runs(space.pagemap(), span):
+        seen += run.pages
+        if category & Category.PFNZERO or (category & Category.FILE and in_pool):
+            report.add(already=run.pages)
+        elif category & Category.FILE and not in_some_pool:
+            report.refuse(UNWRITTEN_FILE, run.pages)
+        elif category & Category.PRESENT:
+            _extend(candidates, run)
+        else:
+            report.refuse(SWAPPED, run.pages)
+    untouched = span.pages - seen
+    # An absent page of a private file mapping is the file's. One of a pool is
+    # merged, and has not been read since.
+    if in_some_pool:
+        report.add(already=untouched)
+    else:
+        report.refuse(UNWRITTEN_FILE if mapping.inode else UNTOUCHED, untouched)
+    return report, candidates
+
+
+def batches(mapping: Mapping, candidates: list[Span]) -> Iterator[PageBatch]:
+    """Cut candidates into batches; long ones at multiples of a batch's size,
+
+    so that huge pages are replaced whole and page tables can move whole.
+    """
+    step = BATCH_PAGES * PAGE_SIZE
+    held: list[Span] = []
+    room = BATCH_PAGES
+    for candidate in candidates:
+        start = candidate.start
+        while start < candidate.stop:
+            stop = min(candidate.stop, (start // step + 1) * step)
+            stop = min(stop, start + room * PAGE_SIZE)
+            held.append(Span(start, stop))
+            room -= held[-1].pages
+            start = stop
+            if room == 0 or start % step == 0:
+                yield PageBatch(mapping, tuple(held))
+                held, room = [], BATCH_PAGES
+    if held:
+        yield PageBatch(mapping, tuple(held))
+
+
+def is_pool(mapping: Mapping) -> bool:
+    """Say whether `mapping` shows a pool, the current one or one left behind."""
+    return mapping.path.startswith(f"/memfd:{POOL_NAME}") and not mapping.shared
+
+
+def _extend(spans: list[Span], run: Span) -> None:
+    if spans and spans[-1].stop == run.start:
+        spans[-1] = Span(spans[-1].start, run.stop)
+    else:
+        spans.append(run)
+
+
+def _runs(table: int, span: Span) -> Iterator[tuple[Span, Category]]:
+    try:
+        yield from _scanned_runs(table, span)
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EINVAL):  # before Linux 6.7
+            raise
+        yield from _listed_runs(pagemap.entries(table, span), span)
+
+
+def _scanned_runs(table: int, span: Span) -> Iterator[tuple[Span, Category]]:
+    some = Category.PRESENT | Category.SWAPPED
+    told = some | Category.FILE | Category.PFNZERO
+    at = span.start
+    while at < span.stop:
+        found, at = pagemap.scan(table, Span(at, span.stop), any_of=some, returned=told)
+        for start, stop, categories in found.tolist():
+            yield Span(start, stop), Category(categories)
+
+
+def _listed_runs(
+    entries: npt.NDArray[np.uint64], span: Span
+) -> Iterator[tuple[Span, Category]]:
+    """Do what `_scanned_runs` does with the table: no word of the zero page."""
+    kinds = np.zeros(len(entries), np.uint64)
+    for bit, category in (
+        (pagemap.ENTRY_PRESENT, Category.PRESENT),
+        (pagemap.ENTRY_SWAPPED, Category.SWAPPED),
+        (pagemap.ENTRY_FILE, Category.FILE),
+    ):
+        kinds |= np.where(entries & np.uint64(bit), np.uint64(category), np.uint64(0))
+    edges = np.flatnonzero(np.diff(kinds)) + 1
+    bounds = [0, *edges.tolist(), len(kinds)]
+    for first, stop in zip(bounds, bounds[1:], strict=False):
+        if first < stop and kinds[first] & (Category.PRESENT | Category.SWAPPED):
+            start = span.start + first * PAGE_SIZE
+            yield (
+                Span(start, start + (stop - first) * PAGE_SIZE),
+                Category(int(kinds[first])),
+            )

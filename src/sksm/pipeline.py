@@ -1,0 +1,66 @@
+"""The pipeline, top to bottom."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from sksm import pages
+from sksm.engines import Engine
+from sksm.linux.maps import Mapping
+from sksm.process import AddressSpace
+from sksm.report import MergeReport
+from sksm.spans import PAGE_SIZE, Span
+
+
+def merge(space: AddressSpace, span: Span, *, engine: Engine) -> MergeReport:
+    """Make equal pages of `span` share one frame, and say what became of each.
+
+    Raises:
+        OSError: ENOMEM if part of `span` is not mapped, as `madvise` does, after
+            what is mapped was merged.
+    """
+    started = time.perf_counter()
+    report = MergeReport()
+    mapped = 0
+    around = Span(max(0, span.start - PAGE_SIZE), span.stop + PAGE_SIZE)
+    mappings = space.count_mappings(around)
+    for mapping in space.mappings(span):
+        part = mapping.span & span
+        mapped += part.pages
+        report += _merge_part(space, mapping, part, engine)
+    report.mappings_added = space.count_mappings(around) - mappings
+    report.seconds = time.perf_counter() - started
+    if mapped < span.pages:
+        hole = f"{span.pages - mapped} of {span.pages} pages are not mapped"
+        raise OSError(errno.ENOMEM, hole)
+    return report
+
+
+def _merge_part(
+    space: AddressSpace, mapping: Mapping, part: Span, engine: Engine
+) -> MergeReport:
+    if reason := pages.why_not(mapping):
+        report = MergeReport()
+        report.refuse(reason, part.pages)
+        return report
+    report, candidates = pages.survey(space, mapping, part, engine.pool)
+    if candidates:
+        whole = Span(candidates[0].start, candidates[-1].stop)
+        with space.protected(whole):
+            for batch in pages.batches(mapping, candidates):
+                report += _share(space, batch, engine)
+    return report
+
+
+def _share(space: AddressSpace, batch: pages.PageBatch, engine: Engine) -> MergeReport:
+    """Share a batch; one that vanished meanwhile is refused, not an error."""
+    try:
+        return engine.share(space, batch)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        report = MergeReport()
+        report.refuse(f"unmapped meanwhile ({os.strerror(error.errno)})", batch.pages)
+        return report

@@ -1,0 +1,104 @@
+"""Whose memory it is. One interface, so that remote work is local work."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sksm.linux.maps import Mapping
+from sksm.spans import PAGE_SIZE, Span
+
+# What `AddressSpace.exchange` says of one exchange besides an errno.
+DONE, CHANGED = 0, -1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exchange:
+    """One mapping's worth of pages, and the equal pages to put in their place.
+
+    `slot` is the pool page for the first of them, the rest follow on; None means
+    the kernel's zero page. The pages in `own` (pairs of page offsets, first and
+    behind the last) keep their own bytes although the mapping covers them.
+    """
+
+    span: Span
+    prot: int
+    slot: int | None
+    own: tuple[tuple[int, int], ...] = ()
+    anonymous: bool = True  # dropping a page of it makes it read as zeros
+
+    def compared(self) -> list[tuple[int, int]]:
+        """List the page offsets (first, behind the last) that must be equal."""
+        edges = [0, *(edge for pair in self.own for edge in pair), self.span.pages]
+        pairs = zip(edges[::2], edges[1::2], strict=True)
+        return [(first, stop) for first, stop in pairs if first < stop]
+
+
+class AddressSpace(Protocol):
+    """One process's memory: look at it, read it, exchange equal pages in it.
+
+    Addresses handed in or out mean something in this space only. Nothing
+    outside `sksm.process` turns an address into bytes.
+    """
+
+    pid: int
+
+    def mappings(self, span: Span) -> list[Mapping]:
+        """List the mappings that meet `span`, ascending."""
+        ...
+
+    def count_mappings(self, span: Span) -> int:
+        """Count the mappings that meet `span`."""
+        ...
+
+    def may_add_mappings(self, wanted: int) -> int:
+        """Grant up to `wanted` more mappings.
+
+        At `vm.max_map_count` malloc fails too: a quarter of it is the limit, the
+        program keeps the rest.
+        """
+        ...
+
+    def pagemap(self) -> int:
+        """Give an open /proc/PID/pagemap, closed with the space."""
+        ...
+
+    def read(self, spans: Iterable[Span]) -> npt.NDArray[np.uint8]:
+        """Copy whole pages out, one row a page, in the order of `spans`.
+
+        Raises:
+            OSError: EFAULT where some page is not mapped (any more).
+        """
+        ...
+
+    def protected(self, span: Span) -> AbstractContextManager[None]:
+        """Make `exchange` able to hold off writers to `span`, for a while."""
+        ...
+
+    def exchange(self, pool: int, exchanges: Sequence[Exchange]) -> list[int]:
+        """Put equal pages in the place of others, each mapping wholly or not.
+
+        The bytes are compared at a moment when neither side can change.
+
+        Args:
+            pool: a descriptor, in this process, of the pool's file.
+            exchanges: what to put where. Their spans do not overlap.
+
+        Returns:
+            For each `DONE`; `CHANGED` where bytes differ (nothing happened); or
+            the errno with which the kernel refused (nothing happened either).
+        """
+        ...
+
+
+def pages_of(spans: Iterable[Span]) -> npt.NDArray[np.int64]:
+    """List the page numbers (address // page size) of `spans`, in order."""
+    numbers = [
+        np.arange(span.start // PAGE_SIZE, span.stop // PAGE_SIZE) for span in spans
+    ]
+    return np.concatenate(numbers) if numbers else np.empty(0, np.int64)

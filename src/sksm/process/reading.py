@@ -1,0 +1,48 @@
+"""Copying pages out of a process, this one or another."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from sksm.linux import libc
+from sksm.spans import PAGE_SIZE, Span
+
+IOV_MAX = 1024  # linux/uio.h
+
+
+def read_pages(pid: int, spans: Iterable[Span]) -> npt.NDArray[np.uint8]:
+    """Copy the pages of `spans` out of process `pid`: shape (pages, PAGE_SIZE).
+
+    Reading through the kernel costs a copy, and in exchange memory that is gone
+    is an error and not a crash, in this process as in any other.
+
+    Raises:
+        OSError: EFAULT if some page is not mapped, ESRCH if the process is gone,
+            EPERM without leave to trace it.
+    """
+    pieces = list(spans)
+    rows = np.empty((sum(piece.pages for piece in pieces), PAGE_SIZE), np.uint8)
+    at = rows.ctypes.data
+    for first in range(0, len(pieces), IOV_MAX):
+        some = pieces[first : first + IOV_MAX]
+        at += _read_some(pid, some, at)
+    return rows
+
+
+def _read_some(pid: int, spans: list[Span], into: int) -> int:
+    wanted = sum(span.size for span in spans)
+    remote = (libc.iovec * len(spans))(*((span.start, span.size) for span in spans))
+    local = libc.iovec(into, wanted)
+    # SAFETY: `into` is the start of at least `wanted` bytes that the caller owns.
+    got = libc.process_vm_readv(
+        pid, ctypes.byref(local), 1, ctypes.byref(remote), len(spans), 0
+    )
+    if got != wanted:  # the kernel stops at the first page it cannot read
+        raise OSError(errno.EFAULT, f"process_vm_readv: {os.strerror(errno.EFAULT)}")
+    return wanted

@@ -1,0 +1,91 @@
+"""This process's way to the store: one connection, made when first needed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+
+from sksm.daemon.client import RemoteStore
+from sksm.engines.pool import PoolEngine
+from sksm.errors import DaemonUnreachable, NotPermitted, SksmError
+from sksm.pipeline import merge
+from sksm.process.local import ThisProcess
+from sksm.report import MergeReport
+from sksm.spans import Span
+
+
+class Session:
+    """Merges memory of this process, one call at a time.
+
+    After a fork the child starts with a session of its own: a connection, like a
+    lease on slots, belongs to the process that opened it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._store: RemoteStore | None = None
+        self._pid = os.getpid()
+
+    def merge(self, span: Span, *, pinned: bool) -> MergeReport:
+        """Merge `span`; a daemon that died since the last time is replaced once.
+
+        Raises:
+            OSError: ENOMEM for a hole in the range.
+            SksmError: what stood in the way, and what would help.
+        """
+        with self._lock:
+            try:
+                return self._merge(span, pinned)
+            except ConnectionError:
+                self.close()
+            try:
+                return self._merge(span, pinned)
+            except ConnectionError as error:
+                self.close()
+                raise DaemonUnreachable(f"sksmd died twice: {error}") from error
+
+    def _merge(self, span: Span, pinned: bool) -> MergeReport:
+        try:
+            if self._pid != os.getpid():  # forked behind the interpreter's back
+                self.close()
+                self._pid = os.getpid()
+            if self._store is None:
+                self._store = RemoteStore()
+            with ThisProcess(pinned=pinned) as space, self._store.lease():
+                return merge(space, span, engine=PoolEngine(self._store))
+        except OSError as error:
+            if explained := _explain(error):
+                raise explained from error
+            raise
+
+    def close(self) -> None:
+        """Hang up. What was merged stays merged."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+
+def _explain(error: OSError) -> SksmError | None:
+    """Turn an errno that a user can do something about into words."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return SksmError("the table of open files is full: raise `ulimit -n`")
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return NotPermitted(
+            f"{error}. A process that is not dumpable (prctl PR_SET_DUMPABLE) cannot "
+            "look at its own pages."
+        )
+    return None
+
+
+current = Session()
+
+
+def _start_afresh() -> None:
+    """In a forked child: leave the parent's connection and lock alone."""
+    global current  # noqa: PLW0603
+    current.close()
+    current = Session()
+
+
+os.register_at_fork(after_in_child=_start_afresh)

@@ -1,0 +1,52 @@
+"""Which pages have been offered before, and the pool page each was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sksm.spans import Span
+
+# Where a slot is expected, but there is none: nobody offered such a page; all
+# zeros, which the kernel shares by itself.
+UNSEEN, ZERO = -1, -2
+
+
+class Store(Protocol):
+    """Fingerprints to slots, and a file that holds slot i at page i.
+
+    Everything it answers is a hint: who maps a slot compares first. What it
+    promises is that a slot's bytes do not change while a lease is held or while
+    any process maps it.
+    """
+
+    seed: int
+    written: int  # slots below this one have been filled at some time
+
+    @property
+    def pool(self) -> int:
+        """A descriptor of the pool's file, fit for private mappings."""
+        ...
+
+    def lease(self) -> AbstractContextManager[object]:
+        """Keep every slot as it is until the block ends."""
+        ...
+
+    def lookup(self, prints: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        """Find each fingerprint's slot; `UNSEEN` where there is none."""
+        ...
+
+    def offer(
+        self, pid: int, spans: Iterable[Span]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], str]:
+        """Take the pages of `spans` of process `pid` into the pool, unless known.
+
+        Returns:
+            A slot for each page in order, `UNSEEN` where it was not taken;
+            whether the page is new; and why some were refused, or "".
+        """
+        ...

@@ -1,0 +1,126 @@
+"""The pool: a sparse memfd whose page i is slot i.
+
+Slots are filled by `pwrite`, which reports a lack of memory as ENOSPC or ENOMEM,
+where storing through a mapping would be SIGBUS. A slot is written before anybody
+learns of it, and given back by punching a hole (fallocate(2)).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from sksm.linux import libc
+from sksm.spans import PAGE_SIZE
+
+POOL_NAME = "sksm-pool"
+_GROWTH = 1 << 30  # of the file's size, which is sparse and costs nothing
+_F_ADD_SEALS, _F_SEAL_SHRINK = 1033, 2  # linux/fcntl.h
+_PUNCH = 0x1 | 0x2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+
+
+class Pool:
+    """Page frames that private mappings share.
+
+    Args:
+        name: what /proc/PID/maps shows for them, behind "memfd:".
+    """
+
+    def __init__(self, name: str) -> None:
+        self.fd = _create(name)
+        # SIGBUS threatens whoever maps a file that shrinks. Read-only, for those
+        # who get a descriptor and open it again through /proc/self/fd.
+        fcntl.fcntl(self.fd, _F_ADD_SEALS, _F_SEAL_SHRINK)
+        os.fchmod(self.fd, 0o444)
+        self.slots = 0  # one more than the highest slot ever given out
+        self._size = 0
+        self._free = np.zeros(0, np.int64)  # ascending
+
+    def close(self) -> None:
+        """Let go of the file; the kernel frees it with its last mapping."""
+        os.close(self.fd)
+
+    def reader(self) -> int:
+        """Open the file again, read-only, for somebody else. The caller closes it."""
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory the pool occupies, in bytes."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def put(self, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Write pages into free slots, neighbours into neighbours if possible.
+
+        Returns:
+            Their slots, shape (rows,).
+
+        Raises:
+            OSError: ENOSPC, ENOMEM, EFBIG when there is no memory left; then no
+                slot was used.
+        """
+        slots = self._choose(len(rows))
+        self._grow(int(slots[-1]) + 1)
+        breaks = np.flatnonzero(np.diff(slots) != 1) + 1
+        at = 0
+        for part in np.split(slots, breaks):
+            _write_all(self.fd, rows[at : at + len(part)], int(part[0]) * PAGE_SIZE)
+            at += len(part)
+        self._free = self._free[~np.isin(self._free, slots, assume_unique=True)]
+        self.slots = max(self.slots, int(slots[-1]) + 1)
+        return slots
+
+    def free(self, slots: npt.NDArray[np.int64]) -> None:
+        """Give slots back that nobody maps, ascending."""
+        breaks = np.flatnonzero(np.diff(slots) != 1) + 1
+        for part in np.split(slots, breaks):
+            if len(part):
+                _punch(self.fd, int(part[0]) * PAGE_SIZE, len(part) * PAGE_SIZE)
+        self._free = np.union1d(self._free, slots)
+
+    def _choose(self, count: int) -> npt.NDArray[np.int64]:
+        """Pick a straight run of free slots; scattered ones if many are free."""
+        if len(self._free) >= count:
+            breaks = np.flatnonzero(np.diff(self._free) != 1) + 1
+            starts = np.concatenate(([0], breaks))
+            lengths = np.diff(np.concatenate((starts, [len(self._free)])))
+            fitting = np.flatnonzero(lengths >= count)
+            if len(fitting):
+                first = starts[fitting[0]]
+                return self._free[first : first + count].copy()
+            if len(self._free) > self.slots // 4:
+                return self._free[:count].copy()
+        return np.arange(self.slots, self.slots + count)
+
+    def _grow(self, slots: int) -> None:
+        needed = slots * PAGE_SIZE
+        if needed > self._size:
+            size = -(-needed // _GROWTH) * _GROWTH
+            os.ftruncate(self.fd, size)
+            self._size = size
+
+
+def _create(name: str) -> int:
+    """Make the memfd, one that may be mapped executable if that is allowed."""
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create(name, flags | _MFD_EXEC)
+    except OSError:  # before 6.3, or vm.memfd_noexec=2
+        return os.memfd_create(name, flags)
+
+
+_MFD_EXEC = 0x10
+
+
+def _write_all(fd: int, rows: npt.NDArray[np.uint8], offset: int) -> None:
+    left = memoryview(np.ascontiguousarray(rows)).cast("B")
+    while left:
+        done = os.pwrite(fd, left, offset)
+        left, offset = left[done:], offset + done
+
+
+def _punch(fd: int, offset: int, size: int) -> None:
+    libc.fallocate(fd, _PUNCH, offset, size)

@@ -1,0 +1,131 @@
+"""Which slots somebody still maps: asked of the kernel, not of counters.
+
+A slot is live while a private mapping of the pool covers it in some process and
+its page there was not copied by a write. An absent page table entry is live: the
+next read brings the slot. What no process maps any more can be given back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from sksm.linux import maps, pagemap
+from sksm.linux.maps import Mapping
+from sksm.linux.pagemap import Category
+from sksm.spans import PAGE_SIZE, Span
+
+
+@dataclasses.dataclass(slots=True)
+class Census:
+    """What a walk over all processes found."""
+
+    live: npt.NDArray[np.bool_]  # by slot
+    mappers: dict[int, int]  # process -> bytes of the pool it maps
+    unreadable: list[int]  # processes that may map the pool, and do not say
+
+
+def take_census(
+    pool: os.stat_result, slots: int, *, since: float, clients: Collection[int]
+) -> Census:
+    """Look at every process of the domain for mappings of the pool.
+
+    Processes are listed until no new one appears: one that forks while it is
+    looked at may leave its mappings to a child and exit.
+
+    Args:
+        pool: `fstat` of the pool's file.
+        slots: how many slots there are.
+        since: when the pool was made, in seconds since the epoch. A process that
+            may not be looked at but is older, and not among `clients`, cannot
+            have got hold of the pool.
+    """
+    census = Census(np.zeros(slots, bool), {}, [])
+    done: set[tuple[int, float]] = set()
+    while new := _processes() - done:
+        for pid, born in new:
+            _look_at(census, pool, pid, born < since and pid not in clients)
+        done |= new
+    return census
+
+
+def _processes() -> set[tuple[int, float]]:
+    found = set()
+    for pid in psutil.pids():
+        try:
+            found.add((pid, psutil.Process(pid).create_time()))
+        except psutil.NoSuchProcess:
+            continue
+    return found - {pair for pair in found if pair[0] == os.getpid()}
+
+
+def _look_at(census: Census, pool: os.stat_result, pid: int, harmless: bool) -> None:
+    try:
+        shown = [m for m in maps.every_mapping(pid) if m.shows(pool) and not m.shared]
+        for mapping in shown:
+            _mark(census.live, pid, mapping)
+        if shown:
+            census.mappers[pid] = sum(mapping.span.size for mapping in shown)
+    except (FileNotFoundError, ProcessLookupError):
+        return  # it ended: whatever it mapped is gone with it
+    except PermissionError:
+        if not harmless and _in_domain(pid):
+            census.unreadable.append(pid)
+
+
+def _in_domain(pid: int) -> bool:
+    """Say whether a process runs as our uid, or could have done so before.
+
+    Only root can turn into somebody else and keep its memory, and root may look
+    at every process.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (OSError, ValueError):
+        return False
+    uids = next(line.split()[1:] for line in lines if line.startswith("Uid:"))
+    return str(os.getuid()) in uids
+
+
+def _mark(live: npt.NDArray[np.bool_], pid: int, mapping: Mapping) -> None:
+    first = mapping.offset // PAGE_SIZE
+    shown = np.ones(mapping.span.pages, bool)
+    for start, stop in _copied(pid, mapping.span):
+        at = (start - mapping.span.start) // PAGE_SIZE
+        shown[at : at + (stop - start) // PAGE_SIZE] = False
+    part = live[first : first + len(shown)]
+    part |= shown[: len(part)]
+
+
+def _copied(pid: int, span: Span) -> list[tuple[int, int]]:
+    """List the runs of `span` that hold private copies instead of pool pages.
+
+    A swap entry counts only if it is not write-protected: the marker that
+    userfaultfd leaves in an absent entry looks like one, and means nothing.
+    """
+    told = Category.PRESENT | Category.SWAPPED | Category.FILE | Category.WRITTEN
+    some = Category.PRESENT | Category.SWAPPED
+    table = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    found: list[tuple[int, int]] = []
+    at = span.start
+    try:
+        while at < span.stop:
+            runs, at = pagemap.scan(
+                table, Span(at, span.stop), any_of=some, returned=told
+            )
+            for start, stop, categories in runs.tolist():
+                swapped = categories & (Category.SWAPPED | Category.WRITTEN)
+                private = categories & Category.PRESENT or swapped == (
+                    Category.SWAPPED | Category.WRITTEN
+                )
+                if private and not categories & Category.FILE:
+                    found.append((start, stop))
+    finally:
+        os.close(table)
+    return found

@@ -1,0 +1,193 @@
+"""What the tests share: memory to play with, a daemon of their own, oracles."""
+
+import contextlib
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from sksm import session
+from sksm.linux.features import missing
+from sksm.spans import PAGE_SIZE, Span
+
+# In CI every kernel feature must be there: a skip would hide a broken machine.
+REQUIRE_KERNEL = os.environ.get("SKSM_REQUIRE_KERNEL") == "1"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for feature in mark.args:
+            if reason := missing(feature):
+                (pytest.fail if REQUIRE_KERNEL else pytest.skip)(reason)
+    if item.get_closest_marker("root") and os.getuid() != 0:
+        pytest.skip("needs root: reads physical frame numbers or kernel-wide state")
+
+
+class Memory:
+    """Pages of this process: a span, their bytes as a matrix, their frames."""
+
+    def __init__(self, pages: int) -> None:
+        # One page more, so that the last one asked for is not the mapping's last.
+        size = (pages + 1) * PAGE_SIZE
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self.mmap = mmap.mmap(-1, size, flags=flags)
+        self.rows = np.frombuffer(self.mmap, np.uint8).reshape(-1, PAGE_SIZE)[:pages]
+        start = self.rows.ctypes.data
+        self.span = Span(start, start + pages * PAGE_SIZE)
+
+    @property
+    def address(self) -> int:
+        return self.span.start
+
+
+@pytest.fixture
+def memory():
+    """Give `memory(n)`: n fresh private pages of zeros, as `Memory`."""
+    return Memory
+
+
+@pytest.fixture
+def anonymous(memory):
+    """Give `anonymous(n)`: n fresh private pages, as a Span and a byte matrix."""
+    held = []
+
+    def make(pages):
+        held.append(memory(pages))
+        return held[-1].span, held[-1].rows
+
+    return make
+
+
+@pytest.fixture
+def different():
+    """Give `different(n)`: n pages of random bytes, no two alike."""
+    generator = np.random.default_rng(os.urandom(8)[0])
+
+    def make(pages):
+        return generator.integers(1, 256, (pages, PAGE_SIZE), dtype=np.uint8)
+
+    return make
+
+
+@pytest.fixture
+def pagemap_fd():
+    fd = os.open("/proc/self/pagemap", os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def frames(span: Span, pid: int | str = "self") -> np.ndarray:
+    """Physical frame of each page, the oracle for "shared". Reads as root only.
+
+    A page that is merged but not yet mapped has none: read it first.
+    """
+    table = np.zeros(span.pages, "<u8")
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(span.start // PAGE_SIZE * 8)
+        pagemap.readinto(table)
+    return np.where(table >> np.uint64(63), table & np.uint64((1 << 55) - 1), 0)
+
+
+@pytest.fixture
+def runtime(tmp_path_factory, monkeypatch):
+    """A runtime directory, and so a daemon, of the test's own; ended with it."""
+    path = tmp_path_factory.mktemp("run")
+    path.chmod(0o700)
+    monkeypatch.setenv("SKSM_RUNTIME_DIR", str(path))
+    session.current.close()
+    yield path
+    session.current.close()
+    end_daemon(path)
+
+
+def daemon_pid(runtime) -> int | None:
+    """Find the daemon of a runtime directory by the lock-step of its socket."""
+    from sksm.daemon.client import RemoteStore
+    from sksm.errors import DaemonUnreachable
+
+    os.environ["SKSM_RUNTIME_DIR"] = str(runtime)
+    try:
+        store = RemoteStore(start=False)
+    except DaemonUnreachable:
+        return None
+    with contextlib.closing(store):
+        return store.status().pid
+
+
+def end_daemon(runtime) -> None:
+    pid = daemon_pid(runtime)
+    if pid is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            process.terminate()
+            process.wait(10)
+
+
+def poll(condition, seconds=20.0):
+    """Wait until `condition()` is true and give its value; fail after a while."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return value
+
+
+class Worker:
+    """A separately started interpreter that runs a script and answers lines.
+
+    The script reads lines from stdin and prints answers; `ask` does one turn.
+    """
+
+    def __init__(self, script: str, *args: str, **popen) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script, *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            **popen,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def ask(self, line: str = "") -> str:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> str:
+        return self.process.stdout.readline().rstrip("\n")
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def end(self) -> int:
+        self.process.stdin.close()
+        code = self.process.wait(30)
+        self.process.stdout.close()
+        return code
+
+
+@pytest.fixture
+def worker():
+    """Give `worker(script, *args)`; what still runs at the end is killed."""
+    started = []
+
+    def start(script, *args, **popen):
+        started.append(Worker(script, *args, **popen))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.kill()
+        one.process.stdin.close()
+        one.process.stdout.close()
