@@ -13,6 +13,8 @@ import psutil
 import pytest
 
 from sksm import session
+from sksm.daemon.client import RemoteStore
+from sksm.errors import DaemonUnreachable
 from sksm.linux.features import missing
 from sksm.spans import PAGE_SIZE, Span
 
@@ -107,10 +109,7 @@ def runtime(tmp_path_factory, monkeypatch):
 
 
 def daemon_pid(runtime) -> int | None:
-    """Find the daemon of a runtime directory by the lock-step of its socket."""
-    from sksm.daemon.client import RemoteStore
-    from sksm.errors import DaemonUnreachable
-
+    """Find the daemon of a runtime directory by asking it."""
     os.environ["SKSM_RUNTIME_DIR"] = str(runtime)
     try:
         store = RemoteStore(start=False)

@@ -60,10 +60,7 @@ def locate(obj: object) -> Buffer:
     """
     if hasattr(obj, "untyped_storage"):
         return _of_tensor(obj)
-    if isinstance(obj, np.ndarray):
-        array = obj
-    else:
-        array = _as_array(obj)
+    array = obj if isinstance(obj, np.ndarray) else _as_array(obj)
     if not (array.flags.c_contiguous or array.flags.f_contiguous):
         raise ValueError(
             "the memory of this view is scattered: merge the array it is a view of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -78,6 +79,9 @@ def survey(
     """Sort the pages of `span`, a part of `mapping`, by what the kernel says.
 
     Args:
+        space: whose memory.
+        mapping: one that `why_not` has no objection to.
+        span: where to look.
         pool: `fstat` of the pool's file: clean pages of it are merged.
 
     Returns:
@@ -113,9 +117,9 @@ def survey(
 
 
 def batches(mapping: Mapping, candidates: list[Span]) -> Iterator[PageBatch]:
-    """Cut candidates into batches; long ones at multiples of a batch's size,
+    """Cut candidates into batches, long ones at multiples of a batch's size.
 
-    so that huge pages are replaced whole and page tables can move whole.
+    Huge pages are then replaced whole, and page tables can move whole.
     """
     step = BATCH_PAGES * PAGE_SIZE
     held: list[Span] = []
@@ -179,7 +183,7 @@ def _listed_runs(
         kinds |= np.where(entries & np.uint64(bit), np.uint64(category), np.uint64(0))
     edges = np.flatnonzero(np.diff(kinds)) + 1
     bounds = [0, *edges.tolist(), len(kinds)]
-    for first, stop in zip(bounds, bounds[1:], strict=False):
+    for first, stop in itertools.pairwise(bounds):
         if first < stop and kinds[first] & (Category.PRESENT | Category.SWAPPED):
             start = span.start + first * PAGE_SIZE
             yield (

@@ -105,16 +105,15 @@ class Malformed(ValueError):
     """A message that nobody who speaks this protocol would send."""
 
 
-def integers(raw: bytes, dtype: npt.DTypeLike = np.int64) -> npt.NDArray[np.generic]:
-    """View the bytes of an array field as numbers.
+def integers(raw: bytes) -> npt.NDArray[np.int64]:
+    """View the bytes of an array field as int64.
 
     Raises:
         Malformed: a length that is no whole number of items, or too many.
     """
-    size = np.dtype(dtype).itemsize
-    if len(raw) % size or len(raw) // size > MOST_PAGES:
+    if len(raw) % 8 or len(raw) // 8 > MOST_PAGES:
         raise Malformed(f"an array of {len(raw)} bytes")
-    return np.frombuffer(raw, dtype)
+    return np.frombuffer(raw, np.int64)
 
 
 def receive(connection: socket.socket, fds: int = 0) -> tuple[bytes, list[int]]:

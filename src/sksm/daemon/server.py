@@ -70,7 +70,7 @@ class Server:
         """Serve until it is time to leave."""
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, None)
-        with _woken_by(signal.SIGTERM, signal.SIGINT) as wake:
+        with _Wakeup(signal.SIGTERM, signal.SIGINT) as wake:
             self._selector.register(wake, selectors.EVENT_READ, wake)
             while not self._stopping and not self._may_leave():
                 for key, _ in self._selector.select(self._pause()):
@@ -202,37 +202,40 @@ class Server:
     def _reply(
         self, client: Client, request: protocol.Request
     ) -> protocol.Reply | None:
+        if isinstance(request, protocol.Hello):
+            return self._greet(client, request)
+        if not client.greeted:
+            return protocol.Failure("say hello first")
         match request:
-            case protocol.Hello(version):
-                if version != protocol.VERSION:
-                    return protocol.Failure(
-                        f"the daemon speaks version {protocol.VERSION}, not {version}: "
-                        f"end it (kill {os.getpid()}), the next merge starts its own"
-                    )
-                client.greeted = True
-                store = self._store
-                return protocol.Welcome(
-                    protocol.VERSION, os.getpid(), store.seed, store.written
-                )
-            case _ if not client.greeted:
-                return protocol.Failure("say hello first")
-            case protocol.Lookup(prints):
-                client.leasing = True
-                slots = self._store.lookup(protocol.integers(prints, np.uint64))
-                return protocol.Slots(slots.tobytes(), self._store.written)
-            case protocol.Offer(runs):
-                client.leasing = True
-                return self._take(client, runs)
-            case protocol.Done():
-                client.leasing = False
-                return None
-            case protocol.Ask(reclaim):
-                if reclaim:
-                    self._reclaim()
-                return self._status()
-        return protocol.Failure("not a request")
+            case protocol.Lookup():
+                return self._look_up(client, request)
+            case protocol.Offer():
+                return self._take(client, request.runs)
+            case protocol.Ask():
+                return self._status(request.reclaim)
+        client.leasing = False  # Done, which nobody waits for an answer to
+        return None
+
+    def _greet(self, client: Client, hello: protocol.Hello) -> protocol.Reply:
+        if hello.version != protocol.VERSION:
+            return protocol.Failure(
+                f"the daemon speaks version {protocol.VERSION}, not {hello.version}: "
+                f"end it (kill {os.getpid()}), the next merge starts its own"
+            )
+        client.greeted = True
+        store = self._store
+        return protocol.Welcome(
+            protocol.VERSION, os.getpid(), store.seed, store.written
+        )
+
+    def _look_up(self, client: Client, request: protocol.Lookup) -> protocol.Reply:
+        client.leasing = True
+        prints = protocol.integers(request.prints).view(np.uint64)
+        slots = self._store.lookup(prints)
+        return protocol.Slots(slots.tobytes(), self._store.written)
 
     def _take(self, client: Client, raw: bytes) -> protocol.Reply:
+        client.leasing = True
         pairs = protocol.integers(raw).reshape(-1, 2)
         pages = int(pairs[:, 1].sum()) if (pairs > 0).all() else 0
         if not 0 < pages <= protocol.MOST_PAGES or int(pairs.max()) > 2**51:
@@ -249,7 +252,9 @@ class Server:
             slots.tobytes(), fresh.tobytes(), refusal, self._store.written
         )
 
-    def _status(self) -> protocol.Status:
+    def _status(self, reclaim: bool) -> protocol.Status:
+        if reclaim:
+            self._reclaim()
         memory = psutil.Process().memory_info()
         return protocol.Status(
             pid=os.getpid(),
@@ -317,7 +322,7 @@ def _send(
     return True
 
 
-class _woken_by:
+class _Wakeup:
     """A socket that becomes readable when one of some signals arrives."""
 
     def __init__(self, *signals: signal.Signals) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +82,7 @@ def runs(
     breaks = (np.diff(line) != 0) | (np.diff(numbers) != 1)
     bounds = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(slots)]
     found = []
-    for first, stop in zip(bounds, bounds[1:], strict=False):
+    for first, stop in itertools.pairwise(bounds):
         slot = int(slots[first])
         if slot != UNSEEN:
             kept = _pairs(own[first:stop], first)

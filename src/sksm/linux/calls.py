@@ -19,7 +19,7 @@ import errno
 import functools
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -189,7 +189,7 @@ def uninterrupted() -> bool:
 
 
 @functools.cache
-def _code() -> ctypes._CFuncPtr:
+def _code() -> Callable[[int, int], None]:
     code = CODE[os.uname().machine]
     page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     page.write(code)

@@ -328,7 +328,7 @@ class _Script:
 
     def _copy_pages(self, source: int, target: int, size: int) -> None:
         """Copy through the kernel: memory that is gone is EFAULT, not a crash."""
-        pieces = (libc.iovec * 2)((target, size), (source, size))
+        pieces = (libc.iovec * 2)(libc.iovec(target, size), libc.iovec(source, size))
         self._held.append(pieces)
         into = ctypes.addressof(pieces)
         self._calls.syscall(

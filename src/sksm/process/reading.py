@@ -37,7 +37,9 @@ def read_pages(pid: int, spans: Iterable[Span]) -> npt.NDArray[np.uint8]:
 
 def _read_some(pid: int, spans: list[Span], into: int) -> int:
     wanted = sum(span.size for span in spans)
-    remote = (libc.iovec * len(spans))(*((span.start, span.size) for span in spans))
+    remote = (libc.iovec * len(spans))(
+        *(libc.iovec(span.start, span.size) for span in spans)
+    )
     local = libc.iovec(into, wanted)
     # SAFETY: `into` is the start of at least `wanted` bytes that the caller owns.
     got = libc.process_vm_readv(

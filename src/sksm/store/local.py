@@ -18,7 +18,6 @@ from sksm.store import UNSEEN
 from sksm.store.index import Index
 from sksm.store.pool import POOL_NAME, Pool
 
-
 FULL = "no memory left for the pool"
 _LACK = (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT)
 

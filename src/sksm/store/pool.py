@@ -116,7 +116,7 @@ _MFD_EXEC = 0x10
 
 
 def _write_all(fd: int, rows: npt.NDArray[np.uint8], offset: int) -> None:
-    left = memoryview(np.ascontiguousarray(rows)).cast("B")
+    left = np.ascontiguousarray(rows).data.cast("B")
     while left:
         done = os.pwrite(fd, left, offset)
         left, offset = left[done:], offset + done

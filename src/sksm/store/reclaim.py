@@ -42,6 +42,7 @@ def take_census(
     Args:
         pool: `fstat` of the pool's file.
         slots: how many slots there are.
+        clients: processes that ever asked for the pool.
         since: when the pool was made, in seconds since the epoch. A process that
             may not be looked at but is older, and not among `clients`, cannot
             have got hold of the pool.
