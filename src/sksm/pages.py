@@ -184,9 +184,9 @@ def _listed_runs(
     edges = np.flatnonzero(np.diff(kinds)) + 1
     bounds = [0, *edges.tolist(), len(kinds)]
     for first, stop in itertools.pairwise(bounds):
-        if first < stop and kinds[first] & (Category.PRESENT | Category.SWAPPED):
+        if first == stop:  # an empty table
+            continue
+        kind = Category(int(kinds[first]))
+        if kind & (Category.PRESENT | Category.SWAPPED):
             start = span.start + first * PAGE_SIZE
-            yield (
-                Span(start, start + (stop - first) * PAGE_SIZE),
-                Category(int(kinds[first])),
-            )
+            yield Span(start, start + (stop - first) * PAGE_SIZE), kind
