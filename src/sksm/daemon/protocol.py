@@ -8,6 +8,7 @@ slot is given back.
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TypeAlias
 
@@ -121,14 +122,20 @@ def receive(connection: socket.socket, fds: int = 0) -> tuple[bytes, list[int]]:
 
     Raises:
         Malformed: longer than `LARGEST`.
-        OSError: EMFILE if a descriptor came and this process can hold no more.
+        OSError: as `recvmsg` does. Descriptors for which this process has no room
+            are missing, which is no error.
     """
-    if not fds:
-        data, _, flags, _ = connection.recvmsg(LARGEST)
-        received: list[int] = []
-    else:
-        data, received, flags, _ = socket.recv_fds(connection, LARGEST, fds)
+    # Not socket.recv_fds: it drops the flags it is given (Python 3.11 to 3.13).
+    data, messages, flags, _ = connection.recvmsg(
+        LARGEST, socket.CMSG_LEN(4 * fds) if fds else 0, socket.MSG_CMSG_CLOEXEC
+    )
+    received: list[int] = []
+    for level, kind, content in messages:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            received += np.frombuffer(content[: len(content) // 4 * 4], "<i4").tolist()
     if flags & socket.MSG_TRUNC:
+        for fd in received:
+            os.close(fd)
         raise Malformed(f"a message of more than {LARGEST} bytes")
     return data, received
 
