@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from sksm.daemon import protocol, runtime
 from sksm.errors import DaemonUnreachable, NotPermitted
 
 _BACKLOG = 128
+_PATIENCE = struct.pack("@ll", 60, 0)  # struct timeval
 
 
 def connect(*, start: bool = True) -> socket.socket:
@@ -66,13 +68,21 @@ def _new_socket() -> socket.socket:
 
 def _try(path: str) -> socket.socket | None:
     connection = _new_socket()
+    # For connect(2): without room in the backlog it waits no longer than this. A
+    # timeout of Python's would make it not wait at all.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE)
     try:
         connection.connect(path)
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
         return None
-    except BaseException:
+    except BaseException as error:
         connection.close()
+        if isinstance(error, PermissionError):
+            theirs = f"{path} belongs to somebody else: remove it"
+            raise NotPermitted(theirs) from error
+        if isinstance(error, BlockingIOError):
+            raise DaemonUnreachable("sksmd does not answer") from error
         raise
     return connection
 
