@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -41,7 +42,8 @@ class RemoteStore:
             hello = protocol.Hello(protocol.VERSION)
             welcome, fds = self._ask(hello, protocol.Welcome, fds=1)
             if not fds:
-                raise OSError(24, "no room for the pool's descriptor: raise ulimit -n")
+                message = "no room for the pool's descriptor: raise ulimit -n"
+                raise OSError(errno.EMFILE, message)
         except BaseException:
             self._connection.close()
             raise
@@ -75,7 +77,7 @@ class RemoteStore:
         """Find each fingerprint's slot; `UNSEEN` where there is none."""
         reply, _ = self._ask(protocol.Lookup(prints.tobytes()), protocol.Slots)
         self.written = reply.written
-        return np.frombuffer(reply.slots, np.int64).copy()
+        return self._slots(reply.slots, len(prints))
 
     def offer(
         self, pid: int, spans: Iterable[Span]
@@ -86,12 +88,25 @@ class RemoteStore:
         )
         reply, _ = self._ask(protocol.Offer(runs.tobytes()), protocol.Offered)
         self.written = reply.written
-        slots = np.frombuffer(reply.slots, np.int64)
-        return slots, np.frombuffer(reply.fresh, np.bool_), reply.refusal
+        slots = self._slots(reply.slots, int(runs[:, 1].sum()))
+        fresh = np.frombuffer(reply.fresh, np.bool_)
+        if len(fresh) != len(slots):
+            raise DaemonUnreachable("that is not sksmd: it miscounts")
+        return slots, fresh, reply.refusal
 
     def status(self, *, reclaim: bool = False) -> protocol.Status:
         """Ask how things stand; with `reclaim`, after giving back what is dead."""
         return self._ask(protocol.Ask(reclaim), protocol.Status)[0]
+
+    def _slots(self, raw: bytes, pages: int) -> npt.NDArray[np.int64]:
+        """Read slots, one a page. None lies behind the file's end: SIGBUS there."""
+        size = os.fstat(self._pool).st_size
+        if len(raw) != pages * 8:
+            raise DaemonUnreachable("that is not sksmd: it miscounts")
+        slots = np.frombuffer(raw, np.int64).copy()
+        if pages and int(slots.max()) * PAGE_SIZE >= size:
+            raise DaemonUnreachable("that is not sksmd: it names slots it has not")
+        return slots
 
     def _ask(
         self, request: protocol.Request, kind: type[_R], fds: int = 0
@@ -104,8 +119,11 @@ class RemoteStore:
             SksmError: it refused, and says why.
         """
         try:
-            self._connection.send(protocol.encode(request))
-            data, received = protocol.receive(self._connection, fds)
+            try:
+                self._connection.send(protocol.encode(request))
+                data, received = protocol.receive(self._connection, fds)
+            except ConnectionError:  # it hung up, and may have said why before
+                data, received = protocol.receive(self._connection)
             if not data:
                 raise ConnectionResetError("the daemon hung up")
             reply = protocol.decode_reply(data)
@@ -117,7 +135,8 @@ class RemoteStore:
         if isinstance(reply, protocol.Failure):
             raise SksmError(f"sksmd refused: {reply.message}")
         if not isinstance(reply, kind):
-            raise DaemonUnreachable(f"sksmd answered out of turn: {type(reply)}")
+            answer = type(reply).__name__
+            raise DaemonUnreachable(f"sksmd answered out of turn: {answer}")
         return reply, received
 
 
