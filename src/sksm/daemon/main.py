@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import socket
 import sys
+from pathlib import Path
 
 import click
 
@@ -21,6 +24,8 @@ import click
     type=float,
     default=5.0,
     show_default=True,
+    envvar="SKSM_IDLE_SECONDS",
+    show_envvar=True,
     help="Leave after this many seconds without clients and shared pages.",
 )
 @click.version_option(package_name="sksm")
@@ -34,25 +39,35 @@ def main(listen_fd: int | None, detach: bool, idle: float) -> None:
         os._exit(0)
     if detach:
         os.setsid()
-    listener = _listener(listen_fd)
+    _shed_inheritance()
+    listener, path = _listener(listen_fd)
     from sksm.daemon.server import Server  # noqa: PLC0415  after the fork: numpy
 
-    Server(listener, idle).run()
+    Server(listener, idle, path).run()
 
 
-def _listener(fd: int | None) -> socket.socket:
+def _shed_inheritance() -> None:
+    """Undo what the program that happened to come first imposed on itself."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _listener(fd: int | None) -> tuple[socket.socket, Path | None]:
+    """Give the socket to serve, and its path if it is ours to remove."""
     if fd is None and os.environ.get("LISTEN_PID") == str(os.getpid()):
-        fd = 3  # sd_listen_fds(3): systemd's first socket
+        return socket.socket(fileno=3), None  # sd_listen_fds(3): systemd's first
     if fd is not None:
-        return socket.socket(fileno=fd)
+        listener = socket.socket(fileno=fd)
+        return listener, Path(listener.getsockname())
     from sksm.daemon.launch import listen  # noqa: PLC0415
     from sksm.daemon.runtime import lock  # noqa: PLC0415
 
     with lock():
-        listener = listen()
-    if listener is None:
+        made = listen()
+    if made is None:
         sys.exit("sksmd: another daemon serves this user already")
-    return listener
+    return made, Path(made.getsockname())
 
 
 if __name__ == "__main__":

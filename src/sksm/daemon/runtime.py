@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -54,11 +55,47 @@ def socket_path() -> Path:
 
 
 @contextlib.contextmanager
-def lock() -> Iterator[None]:
-    """Be the only one who starts or ends this user's daemon."""
+def lock(*, wait: bool = True) -> Iterator[None]:
+    """Be the only one who starts or ends this user's daemon.
+
+    Raises:
+        BlockingIOError: somebody else is at it, and `wait` is false.
+    """
     fd = os.open(directory() / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            yield
+        finally:
+            # Closing is not enough: a child forked meanwhile holds it open, too.
+            fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
         os.close(fd)
+
+
+class Door:
+    """The path of our socket, as long as it is ours."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode = os.stat(path).st_ino
+
+    def remove(self) -> None:
+        """Take it away, unless somebody has put another in its place."""
+        with contextlib.suppress(OSError):
+            if os.stat(self._path).st_ino == self._inode:
+                self._path.unlink()
+
+    def hide(self) -> None:
+        """Have it nowhere to be found, until `show`. Hold the lock.
+
+        Raises:
+            OSError: it is not there any more, or not ours.
+        """
+        if os.stat(self._path).st_ino != self._inode:
+            raise FileNotFoundError(errno.ENOENT, "another took its place")
+        self._path = self._path.rename(self._path.with_suffix(".leaving"))
+
+    def show(self) -> None:
+        """Undo `hide`."""
+        self._path = self._path.rename(self._path.with_suffix(".sock"))

@@ -14,14 +14,18 @@ import selectors
 import signal
 import socket
 import time
+from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import psutil
 
 from sksm.daemon import protocol, runtime
 from sksm.daemon.protocol import Malformed
+from sksm.errors import SksmError
 from sksm.spans import PAGE_SIZE, Span
+from sksm.store import UNSEEN
 from sksm.store.local import LocalStore
 from sksm.store.reclaim import take_census
 
@@ -49,13 +53,19 @@ class Server:
         listener: a bound and listening `SOCK_SEQPACKET` socket.
         idle_seconds: how long to stay without clients and without live slots;
             infinite for a service that somebody else starts and ends.
+        path: where the socket is, if it is to be removed at the end.
     """
 
-    def __init__(self, listener: socket.socket, idle_seconds: float) -> None:
+    def __init__(
+        self, listener: socket.socket, idle_seconds: float, path: Path | None = None
+    ) -> None:
         self._listener = listener
+        self._door = runtime.Door(path) if path else None
         self._idle_seconds = idle_seconds
         self._store = LocalStore()
-        self._born = time.time()
+        # By the clock of those it is compared with: /proc rounds to 10 ms, and
+        # psutil takes the time of boot in whole seconds.
+        self._born = psutil.Process().create_time()
         self._clients: set[Client] = set()
         self._ever: set[int] = set()  # pids of all clients there were
         self._reclaimed = 0
@@ -75,6 +85,8 @@ class Server:
             while not self._stopping and not self._may_leave():
                 for key, _ in self._selector.select(self._pause()):
                     self._serve(key)
+        if self._door:
+            self._door.remove()
         self._close()
 
     def _serve(self, key: selectors.SelectorKey) -> None:
@@ -90,18 +102,20 @@ class Server:
 
     # -- coming and going
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Let one client in; say whether there was one at the door."""
         try:
             connection, _ = self._listener.accept()
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
             if error.errno not in _FULL_TABLE:
                 raise
             _log.warning("cannot accept: %s", error.strerror)
-            self._selector.unregister(self._listener)  # try again in a moment
-            self._accept_at = time.monotonic() + 0.2
-            return
+            if not self._accept_at:
+                self._selector.unregister(self._listener)
+            self._accept_at = time.monotonic() + 0.2  # try again in a moment
+            return True
         pid, uid = protocol.peer(connection)
         refusal = _refusal(pid, uid)
         try:
@@ -111,12 +125,13 @@ class Server:
         if refusal:
             _send(connection, protocol.Failure(refusal))
             connection.close()
-            return
+            return True
         client = Client(connection, pid, pidfd)
         self._clients.add(client)
         self._ever.add(pid)
         self._selector.register(connection, selectors.EVENT_READ, client)
         self._selector.register(pidfd, selectors.EVENT_READ, client)
+        return True
 
     def _drop(self, client: Client) -> None:
         self._clients.discard(client)
@@ -141,10 +156,10 @@ class Server:
         return None if wake == float("inf") else max(0.0, wake - now)
 
     def _may_leave(self) -> bool:
-        """Leave if nobody is there and nobody maps a slot, under the lock.
+        """Leave if nobody is there, nobody maps a slot and nobody is at the door.
 
-        A client that connects just now is answered; one that comes a moment
-        later finds the connection reset, and starts a new daemon.
+        The socket goes out of sight first, under the lock. Who came before that
+        is seen, and let in; who comes after waits for the lock, to make another.
         """
         quiet = time.monotonic() - self._quiet_since
         if self._clients or quiet < self._idle_seconds:
@@ -153,11 +168,19 @@ class Server:
         self._quiet_since = time.monotonic()  # else, look again after a while
         if self._store.usage()["slots"] or self._held_back:
             return False
-        with runtime.lock():
-            self._accept()
-            if not self._clients:
-                runtime.socket_path().unlink(missing_ok=True)
-                self._stopping = True
+        if self._door is None:
+            return True  # who is at the door stays there, for the next daemon
+        try:
+            with runtime.lock(wait=False):
+                self._door.hide()
+                if self._accept():
+                    self._door.show()
+                else:
+                    self._stopping = True
+        except BlockingIOError:
+            return False  # somebody is about to connect
+        except (OSError, SksmError):
+            self._stopping = True  # the directory is gone: nobody finds us any more
         return self._stopping
 
     def _close(self) -> None:
@@ -181,6 +204,9 @@ class Server:
             return
         except (Malformed, msgspec.MsgspecError, ValueError) as error:
             reply = protocol.Failure(f"malformed request: {error}")
+        except (OSError, MemoryError) as error:
+            _log.exception("process %d asked for what cannot be done", client.pid)
+            reply = protocol.Failure(f"it cannot be done: {error}")
         if reply is not None:
             self._send(client, reply)
 
@@ -244,7 +270,12 @@ class Server:
             Span(first * PAGE_SIZE, (first + count) * PAGE_SIZE)
             for first, count in pairs.tolist()
         ]
-        slots, fresh, refusal = self._store.offer(client.pid, spans)
+        try:
+            slots, fresh, refusal = self._store.offer(client.pid, spans)
+        except (OSError, MemoryError) as error:
+            _log.exception("cannot take %d pages of process %d", pages, client.pid)
+            slots, fresh = np.full(pages, UNSEEN, np.int64), np.zeros(pages, bool)
+            refusal = f"the daemon could not take it: {error or 'no memory'}"
         if fresh.any():
             soon = time.monotonic() + _RECLAIM_EVERY
             self._reclaim_at = min(self._reclaim_at, soon)
@@ -285,20 +316,33 @@ class Server:
             self._held_back = f"process {leasing[0]} is in the middle of a merge"
             self._reclaim_at = time.monotonic() + 1.0
             return
+        try:
+            live = self._twice_seen()
+        except (OSError, MemoryError) as error:
+            self._held_back = f"cannot look at every process: {error}"
+            return
+        if live is None:
+            return
+        dead = used[~live[used]]
+        self._store.drop(dead)
+        self._reclaimed += len(dead)
+
+    def _twice_seen(self) -> npt.NDArray[np.bool_] | None:
+        """Look twice which slots are mapped; None if some process does not say."""
+        live = np.zeros(self._store.written, bool)
         for _ in range(2):
             census = take_census(
                 os.fstat(self._store.pool),
-                self._store.written,
+                len(live),
                 since=self._born,
                 clients=self._ever,
             )
             if census.unreadable:
                 pids = ", ".join(map(str, census.unreadable[:5]))
                 self._held_back = f"may not look at the mappings of process {pids}"
-                return
-            used = used[~census.live[used]]
-        self._store.drop(used)
-        self._reclaimed += len(used)
+                return None
+            live |= census.live
+        return live
 
 
 def _refusal(pid: int, uid: int) -> str:
