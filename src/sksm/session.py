@@ -38,11 +38,10 @@ class Session:
             try:
                 return self._merge(span, pinned)
             except ConnectionError:
-                self.close()
+                pass
             try:
                 return self._merge(span, pinned)
             except ConnectionError as error:
-                self.close()
                 raise DaemonUnreachable(f"sksmd died twice: {error}") from error
 
     def _merge(self, span: Span, pinned: bool) -> MergeReport:
@@ -54,8 +53,9 @@ class Session:
                 self._store = RemoteStore()
             with ThisProcess(pinned=pinned) as space, self._store.lease():
                 return merge(space, span, engine=PoolEngine(self._store))
-        except OSError as error:
-            if explained := _explain(error):
+        except BaseException as error:
+            self.close()  # an answer may be under way: no place for questions
+            if isinstance(error, OSError) and (explained := _explain(error)):
                 raise explained from error
             raise
 
