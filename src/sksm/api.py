@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from sksm import buffers, ownership, pages, session
 from sksm.daemon.client import RemoteStore
-from sksm.errors import DaemonUnreachable, SksmError
+from sksm.errors import DaemonUnreachable
 from sksm.linux import maps
-from sksm.pages import BATCH_PAGES
-from sksm.process.local import ThisProcess
 from sksm.report import MergeReport
 from sksm.spans import PAGE_SIZE, Span
 
@@ -88,31 +85,12 @@ def unmerge(obj: object) -> int:
         TypeError, ValueError: as `merge`.
         SksmError: there is not enough memory; everything is as it was.
     """
-    buffer = buffers.locate(obj)
-    return _unmerge(buffer.span)
+    return session.current.unmerge(buffers.locate(obj).span)
 
 
 def unmerge_range(address: int, length: int) -> int:
     """Give the merged pages of a raw range private memory of their own again."""
-    return _unmerge(_span(address, length))
-
-
-def _unmerge(span: Span) -> int:
-    merged = [m for m in maps.every_mapping("self") if pages.is_pool(m)]
-    parts = [(m.span & span, m.prot) for m in merged]
-    parts = [(part, prot) for part, prot in parts if part.pages]
-    wanted = sum(part.size for part, _ in parts)
-    available = psutil.virtual_memory().available
-    if wanted > available:
-        raise SksmError(
-            f"un-merging needs {wanted} bytes of memory, and {available} are available"
-        )
-    step = BATCH_PAGES * PAGE_SIZE
-    with ThisProcess(pinned=True) as space:
-        for part, prot in parts:
-            for start in range(part.start, part.stop, step):
-                space.privatise(Span(start, min(start + step, part.stop)), prot)
-    return wanted
+    return session.current.unmerge(_span(address, length))
 
 
 def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = float) -> Any:

@@ -19,7 +19,9 @@ from sksm.report import MergeReport
 from sksm.spans import PAGE_SIZE, Span
 from sksm.store.pool import POOL_NAME
 
-BATCH_PAGES = 1024  # 4 MiB: fits caches, and bounds how long a writer may wait
+BATCH_PAGES = 4096  # 16 MiB: as much as memory may rise while merging
+
+WATCHED = "watched by another userfaultfd"
 
 # VmFlags (Documentation/filesystems/proc.rst) that a replacement would lose, or
 # that say the memory is not ours to replace.
@@ -35,9 +37,9 @@ _FLAG_REASONS = {
     "pf": "device memory",
     "mm": "device memory",
     "gd": "stack",
-    "um": "watched by another userfaultfd",
-    "uw": "watched by another userfaultfd",
-    "ui": "watched by another userfaultfd",
+    "um": WATCHED,
+    "uw": WATCHED,
+    "ui": WATCHED,
     "ss": "shadow stack",
     "dp": "droppable memory",
 }

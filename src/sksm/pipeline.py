@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -46,11 +47,19 @@ def _merge_part(
         report.refuse(reason, part.pages)
         return report
     report, candidates = pages.survey(space, mapping, part, engine.pool)
-    if candidates:
-        whole = Span(candidates[0].start, candidates[-1].stop)
-        with space.protected(whole):
-            for batch in pages.batches(mapping, candidates):
-                report += _share(space, batch, engine)
+    if not candidates:
+        return report
+    with contextlib.ExitStack() as scope:
+        try:
+            whole = Span(candidates[0].start, candidates[-1].stop)
+            scope.enter_context(space.protected(whole))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            report.refuse(pages.WATCHED, sum(span.pages for span in candidates))
+            return report
+        for batch in pages.batches(mapping, candidates):
+            report += _share(space, batch, engine)
     return report
 
 

@@ -6,13 +6,20 @@ import errno
 import os
 import threading
 
+import psutil
+
+from sksm import pages
 from sksm.daemon.client import RemoteStore
 from sksm.engines.pool import PoolEngine
 from sksm.errors import DaemonUnreachable, NotPermitted, SksmError
+from sksm.linux import maps
 from sksm.pipeline import merge
+from sksm.process import EXCHANGE_PAGES
 from sksm.process.local import ThisProcess
 from sksm.report import MergeReport
-from sksm.spans import Span
+from sksm.spans import PAGE_SIZE, Span
+
+_STEP = EXCHANGE_PAGES * PAGE_SIZE
 
 
 class Session:
@@ -43,6 +50,28 @@ class Session:
                 return self._merge(span, pinned)
             except ConnectionError as error:
                 raise DaemonUnreachable(f"sksmd died twice: {error}") from error
+
+    def unmerge(self, span: Span) -> int:
+        """Give the merged pages of `span` private memory again; how many bytes.
+
+        Raises:
+            SksmError: there is not enough memory; everything is as it was.
+        """
+        with self._lock, ThisProcess(pinned=True) as space:
+            merged = [m for m in maps.every_mapping("self") if pages.is_pool(m)]
+            parts = [(mapping.span & span, mapping.prot) for mapping in merged]
+            wanted = sum(part.size for part, _ in parts)
+            available = psutil.virtual_memory().available
+            if wanted > available:
+                raise SksmError(
+                    f"un-merging needs {wanted} bytes of memory, and only "
+                    f"{available} are available"
+                )
+            for part, prot in parts:
+                for start in range(part.start, part.stop, _STEP):
+                    piece = Span(start, min(start + _STEP, part.stop))
+                    space.privatise(piece, prot)
+        return wanted
 
     def _merge(self, span: Span, pinned: bool) -> MergeReport:
         try:

@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 import numpy.typing as npt
 
+from sksm.process import EXCHANGE_PAGES
 from sksm.store import UNSEEN, ZERO
 
 # A gap of up to this many pages is mapped across, its own bytes written back:
@@ -33,6 +34,11 @@ class Run:
     def shared(self) -> int:
         """How many pages of the run share a frame afterwards."""
         return self.stop - self.first - sum(stop - first for first, stop in self.own)
+
+    def shifted(self, by: int) -> Run:
+        """Give the run in the indices of a longer batch."""
+        own = tuple((first + by, stop + by) for first, stop in self.own)
+        return Run(self.first + by, self.stop + by, self.slot, own)
 
 
 def own_gaps(
@@ -73,21 +79,54 @@ def runs(
     slots: npt.NDArray[np.int64],
     own: npt.NDArray[np.bool_],
 ) -> list[Run]:
-    """Cut a batch into runs, leaving out the pages that stay as they are."""
+    """Cut a batch into runs, leaving out the pages that stay as they are.
+
+    Long runs are cut at multiples of `EXCHANGE_PAGES`; the kernel joins their
+    mappings again.
+    """
     if not len(slots):
         return []
     line = np.where(slots >= 0, slots - numbers, slots)  # equal along one mapping
     known = np.where(own, -1, np.arange(len(slots)))
     line = line[np.maximum.accumulate(known)]  # an own page goes with what precedes
     breaks = (np.diff(line) != 0) | (np.diff(numbers) != 1)
+    breaks |= numbers[1:] % EXCHANGE_PAGES == 0
     bounds = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(slots)]
-    found = []
-    for first, stop in itertools.pairwise(bounds):
-        slot = int(slots[first])
-        if slot != UNSEEN:
-            kept = _pairs(own[first:stop], first)
-            found.append(Run(first, stop, None if slot == ZERO else slot, kept))
-    return found
+    return [
+        run
+        for first, stop in itertools.pairwise(bounds)
+        if (run := _run(first, stop, slots, own)) is not None
+    ]
+
+
+def straight(number: int, slot: int, pages: int) -> list[Run]:
+    """Cut one straight run from page `number` and slot `slot` on, as `runs` does."""
+    edges = range(
+        -(-(number + 1) // EXCHANGE_PAGES) * EXCHANGE_PAGES,
+        number + pages,
+        EXCHANGE_PAGES,
+    )
+    bounds = [0, *(edge - number for edge in edges), pages]
+    return [
+        Run(first, stop, slot + first) for first, stop in itertools.pairwise(bounds)
+    ]
+
+
+def _run(
+    first: int, stop: int, slots: npt.NDArray[np.int64], own: npt.NDArray[np.bool_]
+) -> Run | None:
+    """Make a run of neighbours on one line; own pages at its ends are left out."""
+    if own[first:stop].all():
+        return None
+    while own[first]:
+        first += 1
+    while own[stop - 1]:
+        stop -= 1
+    slot = int(slots[first])
+    if slot == UNSEEN:
+        return None
+    kept = _pairs(own[first:stop], first)
+    return Run(first, stop, None if slot == ZERO else slot, kept)
 
 
 def _pairs(mask: npt.NDArray[np.bool_], offset: int) -> tuple[tuple[int, int], ...]:

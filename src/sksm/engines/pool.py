@@ -40,101 +40,120 @@ class PoolEngine:
 
     def share(self, space: AddressSpace, batch: PageBatch) -> MergeReport:
         """Merge each page of `batch` with its twin, if they are equal bytes."""
-        return self._continue(space, batch) or self._examine(space, batch)
+        report = MergeReport()
+        rest = self._continue(space, batch, report)
+        if rest:
+            report += self._examine(space, PageBatch(batch.mapping, rest))
+        return report
 
-    def _continue(self, space: AddressSpace, batch: PageBatch) -> MergeReport | None:
+    def _continue(
+        self, space: AddressSpace, batch: PageBatch, report: MergeReport
+    ) -> tuple[Span, ...]:
         """Take the batch for a continuation of the last run, unseen and unhashed.
 
         Equal data comes in long runs, and the pool keeps pages in the order in
         which they were first met, so this mostly holds; if not, it costs little:
         the comparison stops at the first byte that differs.
+
+        Returns:
+            The parts of the batch for which it did not hold.
         """
         span = batch.spans[0]
         if self._next is None or len(batch.spans) > 1:
-            return None
+            return batch.spans
         number, slot = self._next
+        self._next = None
         if number != span.start // PAGE_SIZE:
-            return None
+            return batch.spans
         if slot + span.pages > self._store.written:
-            return None
-        guess = Exchange(span, batch.mapping.prot, slot)
-        if space.exchange(self._store.pool, [guess]) != [DONE]:
-            self._next = None
-            return None
-        self._next = (number + span.pages, slot + span.pages)
-        report = MergeReport()
-        report.add(merged=span.pages)
-        return report
+            return batch.spans
+        numbers = pages_of([span])
+        runs = plan.straight(number, slot, span.pages)
+        verdicts = self._try(space, batch.mapping, numbers, runs)
+        for run, verdict in zip(runs, verdicts, strict=True):
+            report.add(merged=run.shared if verdict == DONE else 0)
+        left = [
+            numbers[run.first : run.stop]
+            for run, verdict in zip(runs, verdicts, strict=True)
+            if verdict != DONE
+        ]
+        return tuple(_spans(np.concatenate(left))) if left else ()
 
     def _examine(self, space: AddressSpace, batch: PageBatch) -> MergeReport:
         """Fingerprint every page, have the store take the unknown ones, exchange."""
-        rows = space.read(batch.spans)
+        report = MergeReport()
         numbers = pages_of(batch.spans)
-        prints = fingerprint(rows, self._store.seed)
+        prints = fingerprint(space.read(batch.spans), self._store.seed)
         slots = self._store.lookup(prints)
         slots[prints == of_zeros(self._store.seed)] = ZERO
         own = plan.own_gaps(numbers, slots)
-        fresh = np.zeros(len(slots), bool)
-        offered = np.flatnonzero((slots == UNSEEN) & ~own)
-        refusal = ""
-        if len(offered):
-            spans = _spans(numbers[offered])
-            slots[offered], fresh[offered], refusal = self._store.offer(
-                space.pid, spans
-            )
-        report = MergeReport()
-        left = (slots == UNSEEN) & ~own
-        if refusal:
-            report.refuse(refusal, int(left.sum()))
-        else:
-            report.add(changed=int(left.sum()))  # gone, or all zeros, by now
-        runs = self._affordable(
-            space, batch.mapping, plan.runs(numbers, slots, own), report
-        )
-        report += self._exchange(space, batch, numbers, runs, fresh)
+        report.add(unique=own.sum())
+        fresh = self._offer(space, numbers, slots, own, report)
+        runs = plan.runs(numbers, slots, own)
+        runs = self._affordable(space, batch.mapping, runs, report)
+        report += self._exchange(space, batch.mapping, numbers, runs, fresh)
         return report
+
+    def _offer(
+        self,
+        space: AddressSpace,
+        numbers: npt.NDArray[np.int64],
+        slots: npt.NDArray[np.int64],
+        own: npt.NDArray[np.bool_],
+        report: MergeReport,
+    ) -> npt.NDArray[np.bool_]:
+        """Have the store take the unseen pages; fill in their slots.
+
+        Returns:
+            Which pages are new to the store, shape (n,).
+        """
+        fresh = np.zeros(len(slots), bool)
+        unseen = np.flatnonzero((slots == UNSEEN) & ~own)
+        if not len(unseen):
+            return fresh
+        spans = _spans(numbers[unseen])
+        slots[unseen], fresh[unseen], refusal = self._store.offer(space.pid, spans)
+        left = int((slots[unseen] == UNSEEN).sum())
+        if refusal:
+            report.refuse(refusal, left)
+        else:
+            report.add(changed=left)  # gone, or all zeros, by now
+        return fresh
 
     def _exchange(
         self,
         space: AddressSpace,
-        batch: PageBatch,
+        mapping: Mapping,
         numbers: npt.NDArray[np.int64],
         runs: list[plan.Run],
         fresh: npt.NDArray[np.bool_],
     ) -> MergeReport:
+        """Exchange runs; where bytes differ, once more without the pages that do."""
         report = MergeReport()
-        verdicts = self._try(space, batch, numbers, runs)
-        changed = [
-            run
-            for run, verdict in zip(runs, verdicts, strict=True)
-            if verdict == CHANGED and run.slot is not None
-        ]
-        if changed:  # written to since, or a collision: leave those pages, try again
-            second = [
-                part for run in changed for part in self._unequal(space, numbers, run)
-            ]
-            left = sum(r.stop - r.first for r in changed) - sum(
-                r.stop - r.first for r in second
-            )
-            report.add(changed=left)
-            kept = [r for r in zip(runs, verdicts, strict=True) if r[0] not in changed]
-            again = self._try(space, batch, numbers, second)
-            pairs = [*kept, *zip(second, again, strict=True)]
-        else:
-            pairs = list(zip(runs, verdicts, strict=True))
-        for run, verdict in pairs:
-            self._count(report, run, verdict, fresh)
+        verdicts = self._try(space, mapping, numbers, runs)
+        again: list[plan.Run] = []
+        for run, verdict in zip(runs, verdicts, strict=True):
+            if verdict == CHANGED and run.slot is not None:
+                equal = self._equal(space, numbers, run, run.slot)
+                again += equal
+                report.add(changed=run.shared - sum(part.shared for part in equal))
+            else:
+                _count(report, run, verdict, fresh)
+        if again:  # written to since, or a collision of fingerprints
+            verdicts = self._try(space, mapping, numbers, again)
+            for run, verdict in zip(again, verdicts, strict=True):
+                _count(report, run, verdict, fresh)
         return report
 
     def _try(
         self,
         space: AddressSpace,
-        batch: PageBatch,
+        mapping: Mapping,
         numbers: npt.NDArray[np.int64],
         runs: list[plan.Run],
     ) -> list[int]:
         """Exchange each run; remember where the last one would go on."""
-        exchanges = [_exchange_of(run, numbers, batch) for run in runs]
+        exchanges = [_exchange_of(run, numbers, mapping) for run in runs]
         verdicts = space.exchange(self._store.pool, exchanges) if exchanges else []
         self._next = None
         if runs and verdicts[-1] == DONE and runs[-1].slot is not None:
@@ -142,30 +161,24 @@ class PoolEngine:
             self._next = (int(numbers[runs[-1].stop - 1]) + 1, runs[-1].slot + pages)
         return verdicts
 
-    def _unequal(
-        self, space: AddressSpace, numbers: npt.NDArray[np.int64], run: plan.Run
+    def _equal(
+        self,
+        space: AddressSpace,
+        numbers: npt.NDArray[np.int64],
+        run: plan.Run,
+        slot: int,
     ) -> list[plan.Run]:
-        """Look which pages of a run differ from the pool, and cut it there."""
-        assert run.slot is not None
-        span = _spans(numbers[run.first : run.stop])[0]
-        here = space.read([span])
+        """Look which pages of a run equal the pool's, and cut it down to those."""
+        mine = numbers[run.first : run.stop]
+        here = space.read(_spans(mine))
         there = np.empty_like(here)
-        os.preadv(self._store.pool, [there.data.cast("B")], run.slot * PAGE_SIZE)
-        slots = run.slot + np.arange(run.stop - run.first)
+        os.preadv(self._store.pool, [there.data.cast("B")], slot * PAGE_SIZE)
+        slots = slot + np.arange(len(mine))
         slots[(here != there).any(axis=1)] = UNSEEN
         for first, stop in run.own:
             slots[first - run.first : stop - run.first] = UNSEEN
-        mine = numbers[run.first : run.stop]
-        own = plan.own_gaps(mine, slots)
-        return [
-            plan.Run(
-                part.first + run.first,
-                part.stop + run.first,
-                part.slot,
-                tuple((a + run.first, b + run.first) for a, b in part.own),
-            )
-            for part in plan.runs(mine, slots, own)
-        ]
+        found = plan.runs(mine, slots, plan.own_gaps(mine, slots))
+        return [part.shifted(run.first) for part in found]
 
     @staticmethod
     def _affordable(
@@ -187,40 +200,35 @@ class PoolEngine:
                 granted -= cost
                 kept.append(run)
             else:
-                report.refuse(TOO_MANY_MAPPINGS, run.stop - run.first)
+                report.refuse(TOO_MANY_MAPPINGS, run.shared)
         return sorted(kept, key=lambda run: run.first)
 
-    @staticmethod
-    def _count(
-        report: MergeReport,
-        run: plan.Run,
-        verdict: int,
-        fresh: npt.NDArray[np.bool_],
-    ) -> None:
-        pages = run.stop - run.first
-        if verdict == CHANGED:
-            report.add(changed=pages)
-        elif verdict != DONE:
-            report.refuse(f"the kernel refused it: {os.strerror(verdict)}", pages)
-        elif run.slot is None:
-            report.add(zero=pages)
-        else:
-            stored = int(fresh[run.first : run.stop].sum())
-            report.add(
-                stored=stored, merged=run.shared - stored, unique=pages - run.shared
-            )
+
+def _count(
+    report: MergeReport, run: plan.Run, verdict: int, fresh: npt.NDArray[np.bool_]
+) -> None:
+    """Count the pages of a run, but not its own ones, by what became of it."""
+    if verdict == CHANGED:
+        report.add(changed=run.shared)
+    elif verdict != DONE:
+        report.refuse(f"the kernel refused it: {os.strerror(verdict)}", run.shared)
+    elif run.slot is None:
+        report.add(zero=run.shared)
+    else:
+        stored = int(fresh[run.first : run.stop].sum())
+        report.add(stored=stored, merged=run.shared - stored)
 
 
 def _exchange_of(
-    run: plan.Run, numbers: npt.NDArray[np.int64], batch: PageBatch
+    run: plan.Run, numbers: npt.NDArray[np.int64], mapping: Mapping
 ) -> Exchange:
     start = int(numbers[run.first]) * PAGE_SIZE
     return Exchange(
         Span(start, start + (run.stop - run.first) * PAGE_SIZE),
-        batch.mapping.prot,
+        mapping.prot,
         run.slot,
         tuple((first - run.first, stop - run.first) for first, stop in run.own),
-        anonymous=batch.mapping.anonymous,
+        anonymous=mapping.anonymous,
     )
 
 

@@ -97,7 +97,6 @@ _FAULTS = (4, 5, 7, 8, 11, 31)  # ILL TRAP BUS FPE SEGV SYS
 _NR_SIGPROCMASK = {"x86_64": 14, "aarch64": 135}[os.uname().machine]
 _SIG_SETMASK = 2
 _SKIPPED = np.iinfo(np.int64).min
-_WORD = 2**64 - 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,8 +132,7 @@ class CallList:
 
     def call(self, function: int, *args: int, want: int = 0) -> int:
         """Add a call of `function`, at an address or by number. Gives its row."""
-        words = tuple(arg & _WORD for arg in (*args, 0, 0, 0, 0, 0, 0)[:6])
-        self._rows.append((function, words, want))
+        self._rows.append((function, (*args, 0, 0, 0, 0, 0, 0)[:6], want))
         self._ends.append(len(self._rows))
         return len(self._rows) - 1
 
@@ -158,7 +156,7 @@ class CallList:
             inner = table[1:-1]
             functions, args, wants = zip(*self._rows, strict=True)
             inner["function"] = functions
-            inner["args"] = np.array(args, np.uint64)
+            inner["args"] = np.array(args, np.int64)  # -1 is a descriptor, too
             inner["want"] = wants
             inner["otherwise"] = start + (np.array(self._ends) + 1) * CALL.itemsize
         table["otherwise"][[0, -1]] = start + np.array([1, len(table)]) * CALL.itemsize

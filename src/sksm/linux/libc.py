@@ -18,7 +18,12 @@ MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
 MAP_NORESERVE = 0x4000
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 MADV_DONTNEED, MADV_MERGEABLE, MADV_UNMERGEABLE = 4, 12, 13
+MADV_DONTFORK, MADV_DOFORK = 10, 11
+MADV_DONTDUMP, MADV_DODUMP = 16, 17
+MADV_WIPEONFORK, MADV_KEEPONFORK = 18, 19
 MADV_POPULATE_READ = 22  # since 5.14
+PROT_GROWSDOWN = 0x01000000
+MS_INVALIDATE = 2
 MADV_MERGE = 26  # proposed in 2025; EINVAL on stock kernels
 PR_SET_DUMPABLE = 4
 PR_SET_PTRACER = 0x59616D61
@@ -63,6 +68,7 @@ def address_of(name: str) -> int:
 
 # SAFETY: raw addresses. Callers are `sksm.linux` and `sksm.process` only.
 madvise = _declare("madvise", c_void_p, c_size_t, c_int)
+msync = _declare("msync", c_void_p, c_size_t, c_int)
 mprotect = _declare("mprotect", c_void_p, c_size_t, c_int)
 munmap = _declare("munmap", c_void_p, c_size_t)
 mmap = _declare(

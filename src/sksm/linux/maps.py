@@ -11,13 +11,20 @@ import dataclasses
 import fcntl
 import os
 from collections.abc import Iterator
-from ctypes import Structure, c_uint32, c_uint64, sizeof
+from ctypes import (
+    Structure,
+    addressof,
+    c_uint32,
+    c_uint64,
+    create_string_buffer,
+    sizeof,
+)
 from errno import ENOENT, ENOTTY
 from pathlib import Path
 
 from sksm.linux import libc
 from sksm.linux.ioctl import IOWR
-from sksm.spans import Span
+from sksm.spans import PAGE_SIZE, Span
 
 _READ_BYTES = 1 << 16
 
@@ -83,45 +90,20 @@ def count(pid: int | str) -> int:
 
 
 def count_within(pid: int | str, span: Span) -> int:
-    """Count the mappings of a process that meet `span`.
-
-    One `PROCMAP_QUERY` a mapping (include/uapi/linux/fs.h, since Linux 6.11),
-    which costs 1 us; before that, all of maps.
-    """
-    with open(f"/proc/{pid}/maps", "rb", buffering=0) as table:
-        try:
-            return _count_by_query(table.fileno(), span)
-        except OSError as error:
-            if error.errno != ENOTTY:
-                raise
+    """Count the mappings of a process that meet `span`."""
+    try:
+        return sum(1 for _ in query(pid, span))
+    except OSError as error:
+        if error.errno != ENOTTY:
+            raise
     return sum(
         mapping.span.start < span.stop and mapping.span.stop > span.start
         for mapping in every_mapping(pid)
     )
 
 
-def _count_by_query(table: int, span: Span) -> int:
-    found, at = 0, span.start
-    while at < span.stop:
-        query = procmap_query(
-            size=sizeof(procmap_query),
-            query_flags=PROCMAP_QUERY_COVERING_OR_NEXT_VMA,
-            query_addr=at,
-        )
-        try:
-            fcntl.ioctl(table, PROCMAP_QUERY, query)
-        except OSError as error:
-            if error.errno != ENOENT:  # no mapping there or behind
-                raise
-            break
-        if query.vma_start >= span.stop:
-            break
-        found, at = found + 1, query.vma_end
-    return found
-
-
 class procmap_query(Structure):
-    """Argument of `PROCMAP_QUERY`; names and build id are not asked for."""
+    """Argument of `PROCMAP_QUERY`; build ids are not asked for."""
 
     _fields_ = (
         *((name, c_uint64) for name in ("size", "query_flags", "query_addr")),
@@ -135,6 +117,52 @@ class procmap_query(Structure):
 
 PROCMAP_QUERY = IOWR(ord("f"), 17, procmap_query)
 PROCMAP_QUERY_COVERING_OR_NEXT_VMA = 0x10
+PROCMAP_QUERY_VMA_SHARED = 0x08
+_NAME_BYTES = 4096 + 16  # PATH_MAX, and " (deleted)" behind it
+
+
+def query(pid: int | str, span: Span) -> Iterator[Mapping]:
+    """List the mappings that meet `span`, ascending, at 1 us each; no flags but `ht`.
+
+    `PROCMAP_QUERY` of include/uapi/linux/fs.h, since Linux 6.11.
+
+    Raises:
+        OSError: ENOTTY before that.
+    """
+    name = create_string_buffer(_NAME_BYTES)
+    with open(f"/proc/{pid}/maps", "rb", buffering=0) as table:
+        at = span.start
+        while at < span.stop:
+            arg = procmap_query(
+                size=sizeof(procmap_query),
+                query_flags=PROCMAP_QUERY_COVERING_OR_NEXT_VMA,
+                query_addr=at,
+                vma_name_size=_NAME_BYTES,
+                vma_name_addr=addressof(name),
+            )
+            try:
+                fcntl.ioctl(table, PROCMAP_QUERY, arg)
+            except OSError as error:
+                if error.errno == ENOENT:  # no mapping there or behind
+                    return
+                raise
+            if arg.vma_start >= span.stop:
+                return
+            yield _of_query(arg, name.value if arg.vma_name_size else b"")
+            at = arg.vma_end
+
+
+def _of_query(found: procmap_query, name: bytes) -> Mapping:
+    return Mapping(
+        span=Span(found.vma_start, found.vma_end),
+        prot=found.vma_flags & 7,  # PROCMAP_QUERY_VMA_READABLE and so on: as PROT_*
+        shared=bool(found.vma_flags & PROCMAP_QUERY_VMA_SHARED),
+        offset=found.vma_offset,
+        device=f"{found.dev_major:02x}:{found.dev_minor:02x}",
+        inode=found.inode,
+        path=name.decode(errors="replace"),
+        flags=frozenset({"ht"} if found.vma_page_size > PAGE_SIZE else ()),
+    )
 
 
 def _blocks(path: str, last_line: bytes) -> Iterator[bytes]:

@@ -13,6 +13,10 @@ import numpy.typing as npt
 from sksm.linux.maps import Mapping
 from sksm.spans import PAGE_SIZE, Span
 
+# The most pages one exchange should have: 4 MiB fit the caches, and a writer to
+# them waits no longer than they take.
+EXCHANGE_PAGES = 1024
+
 # What `AddressSpace.exchange` says of one exchange besides an errno.
 DONE, CHANGED = 0, -1
 
