@@ -72,7 +72,7 @@ def read_pagemap() -> str:
     """Read the table entry of a page that is there."""
     with _pagemap() as table, page() as span:
         pagemap.entries(table, span)
-    return "with frame numbers" if os.geteuid() == 0 else ""
+    return "frame numbers too" if os.geteuid() == 0 else ""
 
 
 def scan_pagemap() -> str:
@@ -125,7 +125,7 @@ def run_call_list() -> str:
             errno.EOPNOTSUPP, "no code for this processor, or no executable memory"
         )
     calls.CallList().run()
-    return "machine code"
+    return ""
 
 
 def write_protect() -> str:
@@ -219,9 +219,8 @@ def read_map_limit() -> str:
 def find_memory_cgroup() -> str:
     """Say which version of the memory controller this process is under."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            return f"version 1, {path}"
+        if "memory" in line.split(":")[1].split(","):
+            return "version 1"
     root = Path("/sys/fs/cgroup/cgroup.controllers")
     if "memory" in root.read_text().split():
         return "version 2"

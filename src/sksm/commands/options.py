@@ -1,0 +1,45 @@
+"""What every command takes, and what they tell each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+# Exit codes. Errors bring their own (`sksm.errors`).
+DONE, FAILED, USAGE, NOTHING_HERE = 0, 1, 2, 3
+INTERRUPTED = 128 + 2
+
+
+@dataclasses.dataclass(slots=True)
+class Session:
+    """One run of the program."""
+
+    debug: bool = False  # show tracebacks
+
+
+def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.find_root().obj.debug = True
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_set_debug,
+    help="Show where an error came from.",
+)
+
+
+def output_options(function: _F) -> _F:
+    """Give a command `--json` (as `as_json`) and `--debug`."""
+    json_option = click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
+    )
+    return json_option(debug_option(function))

@@ -1,0 +1,249 @@
+"""Who maps which pool, and what that saves: read from the kernel, now."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from sksm import pages
+from sksm.linux import maps, pagemap
+from sksm.linux.maps import Mapping
+from sksm.linux.pagemap import Category
+from sksm.spans import PAGE_SIZE, Span
+from sksm.store.pool import POOL_NAME
+
+PoolKey = tuple[str, int]  # device and inode, as maps shows them
+_VMA_ESTIMATE = 200  # bytes of a struct vm_area_struct, where slabinfo is closed
+_PRESENT, _FILE = np.uint64(Category.PRESENT), np.uint64(Category.FILE)
+# A swap entry that is write-protected is a userfaultfd's marker, and means nothing.
+_SWAPPED = np.uint64(Category.SWAPPED | Category.WRITTEN)
+
+
+@dataclasses.dataclass(slots=True)
+class Sharer:
+    """A process that maps pages of a pool."""
+
+    pid: int
+    name: str
+    mapped_bytes: int = 0
+    shared_bytes: int = 0  # of those, not copied by a write since
+    mappings: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class PoolUse:
+    """A pool: who maps it, and who owns it."""
+
+    inode: int
+    sharers: list[Sharer]
+    pool_bytes: int = 0
+    exact: bool = True  # else, at least so much: its file is out of reach
+    daemon_pid: int | None = None  # None: it outlived its daemon
+    daemon_bytes: int = 0  # the daemon's own memory, its index included
+
+    @property
+    def shared_bytes(self) -> int:
+        """Pages that processes would otherwise hold as their own."""
+        return sum(sharer.shared_bytes for sharer in self.sharers)
+
+    @property
+    def mappings(self) -> int:
+        """How many mappings the sharing takes."""
+        return sum(sharer.mappings for sharer in self.sharers)
+
+
+@dataclasses.dataclass(slots=True)
+class Survey:
+    """All pools that could be seen."""
+
+    pools: list[PoolUse]
+    unreadable_processes: int  # belong to others, and may share too
+    vma_bytes: int  # of kernel memory for one mapping
+    vma_measured: bool
+
+    @property
+    def shared_bytes(self) -> int:
+        """Pages that processes would otherwise hold as their own."""
+        return sum(pool.shared_bytes for pool in self.pools)
+
+    @property
+    def mapping_bytes(self) -> int:
+        """Kernel memory for the mappings."""
+        return self.vma_bytes * sum(pool.mappings for pool in self.pools)
+
+    @property
+    def saved_bytes(self) -> int:
+        """What all this saves, less all it costs. May be negative."""
+        own = sum(pool.pool_bytes + pool.daemon_bytes for pool in self.pools)
+        return self.shared_bytes - own - self.mapping_bytes
+
+
+def survey(daemon: int | None, pool: os.stat_result | None) -> Survey:
+    """Look at every process that may be looked at.
+
+    Args:
+        daemon: this user's daemon, if one runs.
+        pool: `fstat` of its pool.
+    """
+    found: dict[PoolKey, dict[int, list[Mapping]]] = defaultdict(dict)
+    if pool is not None:
+        found[_key(pool)] = {}
+    unreadable = 0
+    for pid in psutil.pids():
+        try:
+            _collect(found, pid)
+        except PermissionError:
+            unreadable += 1
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile, and shares nothing any more
+    owners = _owners(daemon)
+    pools = [_pool_use(key, mappers, owners) for key, mappers in found.items()]
+    cost, measured = _vma_cost()
+    return Survey(pools, unreadable, cost, measured)
+
+
+def _collect(found: dict[PoolKey, dict[int, list[Mapping]]], pid: int) -> None:
+    for mapping in maps.every_mapping(pid):
+        if pages.is_pool(mapping):
+            key = (mapping.device, mapping.inode)
+            found[key].setdefault(pid, []).append(mapping)
+
+
+def _pool_use(
+    key: PoolKey, mappers: dict[int, list[Mapping]], owners: dict[PoolKey, int]
+) -> PoolUse:
+    live: set[tuple[int, int]] = set()
+    use = PoolUse(key[1], [], daemon_pid=owners.get(key))
+    for pid, mappings in mappers.items():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            use.sharers.append(_sharer(pid, mappings))
+            live |= {(m.offset, m.span.size) for m in mappings}
+    use.sharers.sort(key=lambda sharer: -sharer.shared_bytes)
+    holders = [*([use.daemon_pid] if use.daemon_pid else []), *mappers]
+    sizes = (_pool_bytes(pid, key) for pid in holders)
+    size = next((size for size in sizes if size is not None), None)
+    use.exact = size is not None
+    use.pool_bytes = _union(live) if size is None else size
+    if use.daemon_pid:
+        with contextlib.suppress(psutil.Error):
+            memory = psutil.Process(use.daemon_pid).memory_info()
+            use.daemon_bytes = memory.rss - memory.shared
+    return use
+
+
+def _sharer(pid: int, mappings: list[Mapping]) -> Sharer:
+    name = "?"
+    with contextlib.suppress(psutil.Error):
+        name = psutil.Process(pid).name()
+    sharer = Sharer(pid, name, mappings=len(mappings))
+    table = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for mapping in mappings:
+            copied = copied_bytes(table, mapping.span)
+            sharer.mapped_bytes += mapping.span.size
+            sharer.shared_bytes += mapping.span.size - copied
+    finally:
+        os.close(table)
+    return sharer
+
+
+def copied_bytes(table: int, span: Span) -> int:
+    """Count the bytes of a pool mapping that a write made private.
+
+    Args:
+        table: an open /proc/PID/pagemap.
+        span: the mapping, in that process.
+    """
+    some = Category.PRESENT | Category.SWAPPED
+    told = some | Category.FILE | Category.WRITTEN
+    at, copied = span.start, 0
+    while at < span.stop:
+        try:
+            runs, at = pagemap.scan(
+                table, Span(at, span.stop), any_of=some, returned=told
+            )
+        except OSError:  # before Linux 6.7
+            return _copied_by_entries(table, span)
+        kinds = runs["categories"]
+        private = (kinds & _PRESENT > 0) | (kinds & _SWAPPED == _SWAPPED)
+        private &= kinds & _FILE == 0
+        copied += int((runs["end"] - runs["start"])[private].sum())
+    return copied
+
+
+def _copied_by_entries(table: int, span: Span) -> int:
+    entries = pagemap.entries(table, span)
+    there = np.uint64(pagemap.ENTRY_PRESENT | pagemap.ENTRY_SWAPPED)
+    shown = np.uint64(pagemap.ENTRY_FILE)
+    return int(((entries & there != 0) & (entries & shown == 0)).sum()) * PAGE_SIZE
+
+
+def _owners(daemon: int | None) -> dict[PoolKey, int]:
+    """Find the daemon of each pool: the one process that can write to it."""
+    owners = {}
+    for pid in _daemons() | ({daemon} if daemon else set()):
+        for status, writable in _pool_files(pid):
+            if writable:
+                owners[_key(status)] = pid
+    return owners
+
+
+def _daemons() -> set[int]:
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(
+                word.endswith(("sksm.daemon", "sksmd")) for word in process.cmdline()
+            ):
+                found.add(process.pid)
+    return found
+
+
+def _pool_bytes(pid: int, key: PoolKey) -> int | None:
+    """Ask the file itself, through a descriptor that `pid` has."""
+    for status, _ in _pool_files(pid):
+        if _key(status) == key:
+            return status.st_blocks * 512
+    return None
+
+
+def _pool_files(pid: int) -> list[tuple[os.stat_result, bool]]:
+    """List the pools a process has open, and whether it may write to them."""
+    found = []
+    folder = Path(f"/proc/{pid}/fd")
+    with contextlib.suppress(OSError):
+        for entry in list(folder.iterdir()):
+            with contextlib.suppress(OSError):
+                if os.readlink(entry).startswith(f"/memfd:{POOL_NAME}"):
+                    writable = bool(entry.lstat().st_mode & 0o200)
+                    found.append((entry.stat(), writable))
+    return found
+
+
+def _key(status: os.stat_result) -> PoolKey:
+    device = status.st_dev
+    return f"{os.major(device):02x}:{os.minor(device):02x}", status.st_ino
+
+
+def _union(pieces: set[tuple[int, int]]) -> int:
+    """Measure what pieces (offset, size) of a file cover together."""
+    covered = stop = 0
+    for start, size in sorted(pieces):
+        covered += max(0, start + size - max(start, stop))
+        stop = max(stop, start + size)
+    return covered
+
+
+def _vma_cost() -> tuple[int, bool]:
+    """Read what the kernel allocates for a mapping; only root may, others estimate."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/slabinfo").read_text().splitlines():
+            if line.startswith("vm_area_struct"):
+                return int(line.split()[3]), True
+    return _VMA_ESTIMATE, False

@@ -1,0 +1,1 @@
+"""How results look: text for a terminal, and JSON."""

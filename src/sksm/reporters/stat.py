@@ -1,0 +1,97 @@
+"""`sksm stat` for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sksm.reporters import words
+from sksm.spans import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sksm.commands.sharing import PoolUse, Survey
+    from sksm.daemon.protocol import Status
+
+_MOST_SHARERS = 20
+
+
+def show(found: Survey, status: Status | None, ksm: dict[str, int]) -> None:
+    """Print who shares, then the sum, then KSM's."""
+    console = words.out()
+    for pool in found.pools:
+        _show_pool(console, pool)
+    if found.pools:
+        _show_sum(console, found, status)
+    else:
+        console.print("Nothing is shared by sksm now.")
+    if status is None:
+        console.print("No sksmd runs for you; the first sksm.merge() starts one.")
+    elif status.held_back:
+        console.print(f"[yellow]Nothing was given back lately: {status.held_back}[/]")
+    if found.unreadable_processes:
+        others = words.count(found.unreadable_processes, "process")
+        console.print(f"[dim]Not seen: {others} that you may not look at.[/]")
+    if ksm:
+        console.print(f"\n[bold]KSM[/], beside it: {_ksm(ksm)}")
+
+
+def _show_pool(console: Console, pool: PoolUse) -> None:
+    table = words.grid(">pid", "process", ">mapped", ">still shared", ">mappings")
+    for sharer in pool.sharers[:_MOST_SHARERS]:
+        table.add_row(
+            "",
+            str(sharer.pid),
+            sharer.name,
+            words.size(sharer.mapped_bytes),
+            words.size(sharer.shared_bytes),
+            f"{sharer.mappings:,}",
+        )
+    owner = (
+        f"sksmd {pool.daemon_pid}" if pool.daemon_pid else "a daemon that is gone, kept"
+    )
+    sharers = words.count(len(pool.sharers), "process")
+    console.print(f"[bold]Pool of {owner}[/], mapped by {sharers}")
+    if pool.sharers:
+        console.print(table)
+    if len(pool.sharers) > _MOST_SHARERS:
+        console.print(f"  ... and {len(pool.sharers) - _MOST_SHARERS} more")
+    console.print()
+
+
+def _show_sum(console: Console, found: Survey, status: Status | None) -> None:
+    pool_bytes = sum(pool.pool_bytes for pool in found.pools)
+    exact = all(pool.exact for pool in found.pools)
+    daemon_bytes = sum(pool.daemon_bytes for pool in found.pools)
+    index = f"its index: {words.size(status.index_bytes)}" if status else ""
+    source = "/proc/slabinfo" if found.vma_measured else "an estimate"
+    mappings = sum(pool.mappings for pool in found.pools)
+    colour = "green" if found.saved_bytes >= 0 else "red"
+    table = words.grid("", ">", "")
+    table.show_header = False
+    for label, nbytes, remark in (
+        ("shared pages, in all processes", found.shared_bytes, ""),
+        (
+            "less the pool",
+            -pool_bytes,
+            f"{words.count(pool_bytes // PAGE_SIZE, 'page')}"
+            + ("" if exact else ", or more: its file is out of reach"),
+        ),
+        ("less sksmd's own memory", -daemon_bytes, index),
+        (
+            "less kernel memory of mappings",
+            -found.mapping_bytes,
+            f"{mappings:,} of {found.vma_bytes} B, {source}",
+        ),
+    ):
+        table.add_row("", label, words.size(nbytes), f"[dim]{remark}[/]")
+    saved = f"[bold {colour}]{words.size(found.saved_bytes)}[/]"
+    table.add_row("", "[bold]saved[/]", saved, "")
+    console.print(table)
+
+
+def _ksm(ksm: dict[str, int]) -> str:
+    state = {0: "ksmd is off", 1: "ksmd runs", 2: "ksmd un-merges"}[ksm.get("run", 0)]
+    profit = ksm.get("general_profit")
+    text = f"{state}, {words.size(ksm.get('pages_sharing', 0) * PAGE_SIZE)} shared"
+    return text if profit is None else f"{text}, profit {words.size(profit)}"
