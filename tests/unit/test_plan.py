@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sksm.engines.plan import SHORT_GAP, Run, own_gaps, runs
+from sksm.process import EXCHANGE_PAGES
 from sksm.store import UNSEEN, ZERO
 
 
@@ -12,7 +13,7 @@ from sksm.store import UNSEEN, ZERO
 def batches(draw):
     """Page numbers and slots of a batch, made of pieces as they occur."""
     numbers, slots = [], []
-    page, slot = draw(st.integers(0, 5)), 100
+    page, slot = EXCHANGE_PAGES - draw(st.integers(-3, 60)), 100
     for _ in range(draw(st.integers(0, 8))):
         page += draw(st.sampled_from([0, 0, 0, 1, 3]))
         kind = draw(st.sampled_from(["on", "on", "jump", "unseen", "unseen", "zero"]))
@@ -47,24 +48,36 @@ def slow_own_gaps(numbers, slots):
 
 
 def slow_runs(numbers, slots, own):
-    """Walk page by page: (first, stop, slot of the first, pages that stay)."""
+    """Walk page by page: (pages, slot of the first, pages that stay)."""
     found = []
     for at in range(len(slots)):
         if slots[at] == UNSEEN and not own[at]:
             continue
-        if found:
-            first, stop, slot, kept = found[-1]
-            goes_on = stop == at and numbers[at] == numbers[at - 1] + 1
-            if slot is None:
-                fits = slots[at] == ZERO
-            else:
-                fits = own[at] or slots[at] == slot + at - first
-            if goes_on and fits:
-                found[-1] = (first, at + 1, slot, kept + [at] * bool(own[at]))
-                continue
-        slot = None if slots[at] == ZERO else int(slots[at])
-        found.append((at, at + 1, slot, []))
-    return found
+        goes_on = (
+            found
+            and found[-1][-1] == at - 1
+            and numbers[at] == numbers[at - 1] + 1
+            and numbers[at] % EXCHANGE_PAGES
+        )
+        seen = [i for i in found[-1] if not own[i]] if goes_on else []
+        if own[at] or not seen:
+            fits = bool(goes_on)
+        elif slots[at] == ZERO:
+            fits = slots[seen[0]] == ZERO
+        else:
+            fits = slots[seen[0]] >= 0 and slots[at] - slots[seen[0]] == at - seen[0]
+        if fits:
+            found[-1].append(at)
+        else:
+            found.append([at])
+    trimmed = []
+    for pages in found:
+        seen = [i for i in pages if not own[i]]
+        if seen:
+            slot = None if slots[seen[0]] == ZERO else int(slots[seen[0]])
+            kept = [i for i in range(seen[0], seen[-1]) if own[i]]
+            trimmed.append((seen[0], seen[-1] + 1, slot, kept))
+    return trimmed
 
 
 @given(batches())
@@ -75,7 +88,11 @@ def test_gaps_are_those_of_the_obvious_rule(batch):
 
 @given(batches())
 def test_runs_are_those_of_a_walk_page_by_page(batch):
-    """Every page that is to be shared is in one run, at the slot it has."""
+    """Every page that is to be shared is in one run, at the slot it has.
+
+    Runs are cut at multiples of what one exchange takes, and begin and end with
+    a page that is shared.
+    """
     numbers, slots = batch
     own = own_gaps(numbers, slots)
     found = [

@@ -1,0 +1,173 @@
+"""What nobody maps any more is given back, and nothing else."""
+
+import pytest
+
+from sksm.daemon import protocol
+from sksm.linux import libc
+from sksm.pages import BATCH_PAGES
+from sksm.spans import PAGE_SIZE
+from tests.support import content
+
+PAGES = 64
+
+
+@pytest.fixture
+def pair(daemon, puppets):
+    """Two processes that share the same pages, none of them its own any more."""
+    one, other = puppets(), puppets()
+    for puppet in (one, other):
+        puppet.fill("data", 1, PAGES)
+        puppet.merge("data")
+    assert daemon.status(reclaim=True).slots == PAGES
+    return one, other
+
+
+def leave_by_writing(puppet):
+    puppet.write("data", 0, PAGES)
+
+
+def leave_by_unmerging(puppet):
+    puppet.unmerge("data")
+
+
+def leave_by_exiting(puppet):
+    puppet.end()
+
+
+@pytest.mark.parametrize(
+    "leave", [leave_by_writing, leave_by_unmerging, leave_by_exiting]
+)
+def test_pages_that_everybody_left_are_given_back(daemon, pair, leave):
+    """Written, un-merged or gone with its process: the memory is free again."""
+    for puppet in pair:
+        leave(puppet)
+
+    status = daemon.status(reclaim=True)
+
+    assert (status.slots, status.reclaimed, status.held_back) == (0, PAGES, "")
+    assert status.pool_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "leave", [leave_by_writing, leave_by_unmerging, leave_by_exiting]
+)
+def test_pages_that_one_process_left_stay_for_the_other(daemon, pair, leave):
+    """One mapping anywhere keeps a slot."""
+    leave(pair[0])
+
+    assert daemon.status(reclaim=True).slots == PAGES
+    assert pair[1].intact("data")
+
+
+def test_only_the_pages_that_everybody_wrote_are_given_back(daemon, pair):
+    """Copied here but not there is live; copied in both is not."""
+    pair[0].write("data", 0, 40)
+    pair[1].write("data", 30, PAGES)
+
+    status = daemon.status(reclaim=True)
+
+    assert status.reclaimed == 10
+    assert status.pool_bytes == (PAGES - 10) * PAGE_SIZE
+    assert all(puppet.intact("data") for puppet in pair)
+
+
+def test_a_forked_child_keeps_its_parents_slots(daemon, puppets):
+    """A child maps what its parent mapped, and outlives it."""
+    parent = puppets()
+    parent.fill("data", 1, PAGES)
+    parent.merge("data")
+    child = parent.fork()
+    parent.write("data", 0, PAGES)  # the parent's own copies now
+
+    assert daemon.status(reclaim=True).slots == PAGES
+    parent.end_child(child)
+    assert daemon.status(reclaim=True).slots == 0
+    assert parent.intact("data")
+
+
+@pytest.mark.parametrize("deed", ["drop", "move"])
+def test_slots_are_kept_for_ranges_whose_page_table_was_changed(daemon, pair, deed):
+    """An absent entry is live, since the next read brings the pool's page back.
+
+    So is a mapping that mremap took elsewhere in two pieces.
+    """
+    pair[0].end()
+    getattr(pair[1], deed)("data")
+
+    assert daemon.status(reclaim=True).slots == PAGES
+    assert pair[1].intact("data")
+    assert daemon.status(reclaim=True).slots == PAGES
+
+
+def test_slots_are_kept_for_memory_that_may_not_be_read_now(daemon, pair):
+    """PROT_NONE hides pages from their process, not from reclaim's sight."""
+    pair[0].end()
+    pair[1].protect("data", libc.PROT_NONE)
+
+    assert daemon.status(reclaim=True).slots == PAGES
+    pair[1].protect("data", libc.PROT_READ | libc.PROT_WRITE)
+    assert pair[1].intact("data")
+
+
+def test_a_slot_given_back_and_used_again_holds_the_right_bytes(daemon, puppets):
+    """Whoever gets the slot next reads his own bytes, and so does everybody else."""
+    stays, goes, comes = puppets(), puppets(), puppets()
+    for seed, puppet in ((1, stays), (2, goes)):
+        puppet.fill("data", seed, PAGES)
+        puppet.merge("data")
+    goes.end()
+    assert daemon.status(reclaim=True).slots == PAGES
+    for seed in (3, 1, 2):
+        comes.fill(seed, seed, PAGES)
+        comes.merge(seed)
+        assert comes.intact(seed)
+
+    status = daemon.status(reclaim=True)
+
+    assert status.slots == 3 * PAGES
+    assert status.pool_bytes == 3 * PAGES * PAGE_SIZE
+    assert stays.intact("data")
+
+
+def test_memory_is_never_merged_with_a_slot_that_was_given_back(daemon, puppets):
+    """A free slot reads as zeros, but it is no page of zeros to share.
+
+    The next pages offered go into free slots. Who had mapped one, because his
+    zeros equalled it, would see his memory change.
+    """
+    batch = BATCH_PAGES
+    keeps, goes, guesses, comes = (puppets() for _ in range(4))
+    keeps.fill("head", 1, batch)
+    keeps.merge("head")
+    goes.fill("tail", 2, batch)
+    goes.merge("tail")
+    goes.end()
+    assert daemon.status(reclaim=True).slots == batch
+    rows = content(1, 2 * batch)
+    rows[:batch] = content(1, batch)
+    rows[batch:] = 0
+    guesses.put("both", rows)
+
+    guesses.merge("both")
+    comes.fill("new", 3, batch)
+    comes.merge("new")
+
+    assert guesses.intact("both")
+    assert comes.intact("new")
+
+
+def test_nothing_is_given_back_while_a_client_is_in_the_middle_of_a_merge(
+    daemon, pair, puppets
+):
+    """A slot named to a client may be mapped by it in the next moment."""
+    for puppet in pair:
+        puppet.end()
+    busy = puppets()
+    assert busy.ask(protocol.Lookup(b"\0" * 8)) == "Slots"
+
+    status = daemon.status(reclaim=True)
+    assert (status.slots, status.reclaimed) == (PAGES, 0)
+    assert f"process {busy.pid} is in the middle of a merge" in status.held_back
+
+    busy.end()  # killed in the middle: its lease ends with it
+    assert daemon.status(reclaim=True).slots == 0
