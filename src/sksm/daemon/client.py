@@ -87,7 +87,7 @@ class RemoteStore:
             [(span.start // PAGE_SIZE, span.pages) for span in spans], np.int64
         )
         reply, _ = self._ask(protocol.Offer(runs.tobytes()), protocol.Offered)
-        self.written = reply.written
+        self.written = min(self.written, reply.written)  # bounds both answers
         slots = self._slots(reply.slots, int(runs[:, 1].sum()))
         fresh = np.frombuffer(reply.fresh, np.bool_)
         if len(fresh) != len(slots):

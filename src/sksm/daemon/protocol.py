@@ -33,7 +33,7 @@ class Welcome(msgspec.Struct, tag=True):
     version: int
     pid: int
     seed: int
-    written: int
+    written: int  # as `Store.written`
 
 
 class Lookup(msgspec.Struct, tag=True):
@@ -46,7 +46,7 @@ class Slots(msgspec.Struct, tag=True):
     """A slot (int64) for each fingerprint."""
 
     slots: bytes
-    written: int
+    written: int  # as `Store.written`
 
 
 class Offer(msgspec.Struct, tag=True):
@@ -61,7 +61,7 @@ class Offered(msgspec.Struct, tag=True):
     slots: bytes
     fresh: bytes
     refusal: str
-    written: int
+    written: int  # as `Store.written`
 
 
 class Done(msgspec.Struct, tag=True):

@@ -329,7 +329,7 @@ class Server:
 
     def _twice_seen(self) -> npt.NDArray[np.bool_] | None:
         """Look twice which slots are mapped; None if some process does not say."""
-        live = np.zeros(self._store.written, bool)
+        live = np.zeros(self._store.slots, bool)
         for _ in range(2):
             census = take_census(
                 os.fstat(self._store.pool),

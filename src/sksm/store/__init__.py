@@ -25,7 +25,7 @@ class Store(Protocol):
     """
 
     seed: int
-    written: int  # slots below this one have been filled at some time
+    written: int  # from the last slot answered up to here, every slot holds a page
 
     @property
     def pool(self) -> int:

@@ -30,6 +30,7 @@ class LocalStore:
         self._owner = os.getpid()
         self._index = Index()
         self._pool = Pool(POOL_NAME)
+        self.written = 0
 
     def close(self) -> None:
         """Let go of the pool; what maps it goes on."""
@@ -41,8 +42,8 @@ class LocalStore:
         return self._pool.fd
 
     @property
-    def written(self) -> int:
-        """Slots below this one have been filled at some time."""
+    def slots(self) -> int:
+        """How many slots there are, those that were given back included."""
         return self._pool.slots
 
     def reader(self) -> int:
@@ -56,7 +57,9 @@ class LocalStore:
 
     def lookup(self, prints: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Find each fingerprint's slot; `UNSEEN` where there is none."""
-        return self._index.lookup(prints)
+        slots = self._index.lookup(prints)
+        self.written = self._filled_behind(slots)
+        return slots
 
     def offer(
         self, pid: int, spans: Iterable[Span]
@@ -73,7 +76,12 @@ class LocalStore:
             if error.errno not in (errno.EFAULT, errno.ESRCH, errno.EPERM):
                 raise
             return *nothing, _unreadable(error)
-        return self._take(rows)
+        slots, fresh, refusal = self._take(rows)
+        self.written = min(self.written, self._filled_behind(slots))
+        return slots, fresh, refusal
+
+    def _filled_behind(self, slots: npt.NDArray[np.int64]) -> int:
+        return self._pool.filled_from(max(0, int(slots[-1])) if len(slots) else 0)
 
     def _take(
         self, rows: npt.NDArray[np.uint8]

@@ -52,6 +52,11 @@ class Pool:
         """Memory the pool occupies, in bytes."""
         return os.fstat(self.fd).st_blocks * 512
 
+    def filled_from(self, slot: int) -> int:
+        """Give the first slot at or after `slot` that holds no page."""
+        at = int(np.searchsorted(self._free, slot))
+        return int(self._free[at]) if at < len(self._free) else self.slots
+
     def put(self, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         """Write pages into free slots, neighbours into neighbours if possible.
 
