@@ -21,6 +21,7 @@ from sksm.daemon import protocol, runtime
 from sksm.errors import DaemonUnreachable, NotPermitted
 
 _BACKLOG = 128
+_LOG = "sksmd.log"
 _PATIENCE = struct.pack("@ll", 60, 0)  # struct timeval
 
 
@@ -39,6 +40,9 @@ def connect(*, start: bool = True) -> socket.socket:
                 with listener:
                     _spawn(listener)
             connection = _try(path)
+    if connection is None and start:
+        log = runtime.directory() / _LOG
+        raise DaemonUnreachable(f"sksmd was started and ended at once: see {log}")
     if connection is None:
         raise DaemonUnreachable("no sksmd runs for this user")
     _, uid = protocol.peer(connection)
@@ -93,7 +97,7 @@ def _spawn(listener: socket.socket) -> None:
     It forks once more and its parent leaves at once: a program that waits for
     its children must never meet one it did not start.
     """
-    with open(runtime.directory() / "sksmd.log", "ab") as log:
+    with open(runtime.directory() / _LOG, "ab") as log:
         try:
             subprocess.run(
                 [*_command(), f"--listen-fd={listener.fileno()}", "--detach"],

@@ -10,9 +10,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from sksm.errors import NotPermitted
+from sksm.errors import NotPermitted, SksmError
 
 OVERRIDE = "SKSM_RUNTIME_DIR"
+_LONGEST = 107  # unix(7): sun_path, less the zero at its end
 
 
 def directory() -> Path:
@@ -22,13 +23,18 @@ def directory() -> Path:
     (root: `/run`); where there is none, `/tmp/sksm-<uid>`.
 
     Raises:
-        NotPermitted: it belongs to somebody else, or others may write to it.
+        NotPermitted: it belongs to somebody else, others may write to it, or it
+            cannot be made.
     """
     uid = os.getuid()
     path = _choose(uid)
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    found = path.lstat()
+    try:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        found = path.lstat()
+    except OSError as error:
+        hint = f"Name another directory in {OVERRIDE}."
+        raise NotPermitted(f"{path}: {error.strerror}. {hint}") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o022:
         raise NotPermitted(
             f"{path} is not a directory that only you can write to. Remove it, or "
@@ -50,8 +56,16 @@ def _choose(uid: int) -> Path:
 
 
 def socket_path() -> Path:
-    """Give the path of the daemon's socket."""
-    return directory() / "sksmd.sock"
+    """Give the path of the daemon's socket.
+
+    Raises:
+        NotPermitted: as `directory`.
+        SksmError: it is too long for an address.
+    """
+    path = directory() / "sksmd.sock"
+    if len(os.fsencode(path)) > _LONGEST:
+        raise SksmError(f"{path} is too long for a socket: set {OVERRIDE}")
+    return path
 
 
 @contextlib.contextmanager
