@@ -186,6 +186,12 @@ class Deeds:
         store = session.current._store
         return type(store._ask(request, msgspec.Struct)[0]).__name__
 
+    def daemon(self):
+        """Connect, starting a daemon if there is none, and give its pid."""
+        store = RemoteStore()
+        with contextlib.closing(store):
+            return store.status().pid
+
     def hang_up(self):
         session.current.close()
 
