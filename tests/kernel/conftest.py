@@ -17,14 +17,21 @@ RW = libc.PROT_READ | libc.PROT_WRITE
 PRIVATE = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS
 
 
+class KeptStore(LocalStore):
+    """A store that a session may hang up on, and find again."""
+
+    def close(self):
+        pass
+
+
 @pytest.fixture
 def here(monkeypatch):
     """Merge with a store of this process: all the library does, without daemon."""
-    current = session.Session()
-    current._store = LocalStore()
-    monkeypatch.setattr(session, "current", current)
-    yield current._store
-    current.close()
+    store = KeptStore()
+    monkeypatch.setattr(session, "RemoteStore", lambda: store)
+    monkeypatch.setattr(session, "current", session.Session())
+    yield store
+    LocalStore.close(store)
 
 
 class Area:
