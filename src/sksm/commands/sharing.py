@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,12 @@ def _union(pieces: set[tuple[int, int]]) -> int:
         covered += max(0, start + size - max(start, stop))
         stop = max(stop, start + size)
     return covered
+
+
+def mapping_bytes(pids: Iterable[int]) -> int:
+    """Say what kernel memory the mappings of pools take that these processes have."""
+    mappings = (mapping for pid in pids for mapping in maps.every_mapping(pid))
+    return sum(map(pages.is_pool, mappings)) * _vma_cost()[0]
 
 
 def _vma_cost() -> tuple[int, bool]:

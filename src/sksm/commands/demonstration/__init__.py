@@ -1,0 +1,1 @@
+"""The demonstration: real data, five processes, and the kernel's word for it."""

@@ -1,0 +1,74 @@
+"""What the kernel says of memory, before and after."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from sksm.commands import sharing
+from sksm.daemon.protocol import Status
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Memory in use, in bytes.
+
+    The first four add up to `total_bytes`, which is what the demo is about. The
+    machine's figures hold whatever else runs here, too.
+    """
+
+    workers_pss_bytes: int  # each page divided by the number of its users
+    pool_unmapped_bytes: int  # pool pages that no worker maps, so none counts
+    daemon_pss_bytes: int  # sksmd's own, its index included
+    mappings_bytes: int  # kernel memory of the workers' mappings of the pool
+    workers_rss_bytes: int
+    pool_bytes: int
+    machine_available_bytes: int  # MemAvailable
+    machine_used_bytes: int  # AnonPages + Shmem + PageTables + SUnreclaim
+
+    @property
+    def total_bytes(self) -> int:
+        """All that the workers and sksm take."""
+        return (
+            self.workers_pss_bytes
+            + self.pool_unmapped_bytes
+            + self.daemon_pss_bytes
+            + self.mappings_bytes
+        )
+
+
+def take(workers: Sequence[int], daemon: Status | None) -> Snapshot:
+    """Read everything now.
+
+    Args:
+        workers: process ids.
+        daemon: its status, if it runs.
+    """
+    rollups = [_fields(f"/proc/{pid}/smaps_rollup") for pid in workers]
+    machine = _fields("/proc/meminfo")
+    pool = daemon.pool_bytes if daemon else 0
+    mapped = sum(rollup.get("Pss_Shmem", 0) for rollup in rollups)
+    own = _fields(f"/proc/{daemon.pid}/smaps_rollup") if daemon else {}
+    used = ("AnonPages", "Shmem", "PageTables", "SUnreclaim")
+    return Snapshot(
+        workers_pss_bytes=sum(rollup["Pss"] for rollup in rollups),
+        pool_unmapped_bytes=max(0, pool - mapped),
+        daemon_pss_bytes=own.get("Pss", 0),
+        mappings_bytes=sharing.mapping_bytes(workers),
+        workers_rss_bytes=sum(rollup["Rss"] for rollup in rollups),
+        pool_bytes=pool,
+        machine_available_bytes=machine["MemAvailable"],
+        machine_used_bytes=sum(machine[name] for name in used),
+    )
+
+
+def _fields(path: str) -> dict[str, int]:
+    """Read "Name: 123 kB" lines of a file in /proc, as bytes."""
+    found = {}
+    for line in Path(path).read_text().splitlines():
+        name, _, rest = line.partition(":")
+        with contextlib.suppress(ValueError, IndexError):
+            found[name] = int(rest.split()[0]) * 1024
+    return found
