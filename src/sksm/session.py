@@ -78,6 +78,8 @@ class Session:
             if self._pid != os.getpid():  # forked behind the interpreter's back
                 self.close()
                 self._pid = os.getpid()
+            if self._store is not None and not self._store.alive():
+                self.close()  # what lies in the pool it left is shared with nobody new
             if self._store is None:
                 self._store = RemoteStore()
             with ThisProcess(pinned=pinned) as space, self._store.lease():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -58,6 +59,16 @@ class RemoteStore:
         if self._pool >= 0:
             os.close(self._pool)
             self._pool = -1
+
+    def alive(self) -> bool:
+        """Say whether the daemon holds its end of the line, asking it nothing."""
+        try:
+            pending = self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True  # nothing to read, and no end
+        except OSError:
+            return False
+        return len(pending) > 0
 
     @property
     def pool(self) -> int:
