@@ -192,6 +192,10 @@ class Deeds:
         with contextlib.closing(store):
             return store.status().pid
 
+    def pool_inode(self):
+        """Name the file that holds the pool of this process's daemon."""
+        return os.fstat(session.current._store.pool).st_ino
+
     def hang_up(self):
         session.current.close()
 
@@ -260,8 +264,8 @@ def _dance(strings):
         os._exit(0)
 
 
-def in_child(function):
-    """Run `function` in a forked child; its failure is ours."""
+def start_child(function):
+    """Run `function` in a forked child; it exits with 0, or 1 after a traceback."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -273,7 +277,12 @@ def in_child(function):
         finally:
             sys.stderr.flush()
             os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0, "the child failed; its traceback is in stderr"
+    return pid
+
+
+def in_child(function):
+    """Run `function` in a forked child; its failure is ours."""
+    assert os.waitpid(start_child(function), 0)[1] == 0, "see the child's traceback"
 
 
 def count_fds():
