@@ -35,11 +35,13 @@ class Memory:
     """Pages of this process: a span, their bytes as a matrix, their frames."""
 
     def __init__(self, pages: int) -> None:
-        # One page more, so that the last one asked for is not the mapping's last.
-        size = (pages + 1) * PAGE_SIZE
+        # One page before and one behind: the first of an mmap and the last of a
+        # mapping are not merged.
+        size = (pages + 2) * PAGE_SIZE
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self.mmap = mmap.mmap(-1, size, flags=flags)
-        self.rows = np.frombuffer(self.mmap, np.uint8).reshape(-1, PAGE_SIZE)[:pages]
+        self.rows = np.frombuffer(self.mmap, np.uint8).reshape(-1, PAGE_SIZE)
+        self.rows = self.rows[1:-1]
         start = self.rows.ctypes.data
         self.span = Span(start, start + pages * PAGE_SIZE)
 

@@ -44,7 +44,7 @@ def merge(obj: object) -> MergeReport:
     span = buffer.span
     report = MergeReport()
     report.refuse(buffers.PARTLY_OUTSIDE, buffer.partial_pages)
-    report.refuse(pages.LAST_PAGE, buffer.kept_pages)
+    report.refuse(buffers.FIRST_PAGE, buffer.kept_pages)
     if buffer.risk:
         report.refuse(buffer.risk, span.pages)
     elif span.pages:
@@ -102,13 +102,12 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = float) -> Any:
     kind = np.dtype(dtype)
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     count = math.prod(sizes)
-    # One page more, never touched: the last page of a mapping is not merged.
-    memory = mmap.mmap(
-        -1,
-        -(-count * kind.itemsize // PAGE_SIZE) * PAGE_SIZE + PAGE_SIZE,
-        flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
-    )
-    return np.frombuffer(memory, kind, count).reshape(sizes)
+    # A page before and a page behind, never touched: the first of an mmap and the
+    # last of a mapping are not merged.
+    pages_needed = -(-count * kind.itemsize // PAGE_SIZE) + 2
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, pages_needed * PAGE_SIZE, flags=flags)
+    return np.frombuffer(memory, kind, count, offset=PAGE_SIZE).reshape(sizes)
 
 
 def asarray(obj: Any) -> Any:

@@ -11,6 +11,10 @@ import numpy as np
 from sksm.process import allocator
 from sksm.spans import PAGE_SIZE, Span, whole_pages
 
+# mmap.resize has the kernel move and grow one mapping, which would show what
+# follows in the pool; of two mappings it refuses to. So no part of an mmap that
+# begins where it does may be one merged mapping, even after it was shrunk.
+FIRST_PAGE = "first page of an mmap that may be resized"
 PARTLY_OUTSIDE = "page partly outside the object"
 
 
@@ -35,13 +39,13 @@ class Buffer:
     def span(self) -> Span:
         """The pages that lie wholly inside and may be merged."""
         span = whole_pages(self.address, self.size)
-        return Span(span.start, span.stop - self.kept_pages * PAGE_SIZE)
+        return Span(span.start + self.kept_pages * PAGE_SIZE, span.stop)
 
     @property
     def kept_pages(self) -> int:
-        """How many pages at the end must stay as they are: one or none."""
+        """How many pages at the start must stay as they are: one or none."""
         span = whole_pages(self.address, self.size)
-        return int(span.pages > 0 and span.stop - PAGE_SIZE == self.kept_page)
+        return int(span.pages > 0 and span.start == self.kept_page)
 
     @property
     def partial_pages(self) -> int:
@@ -103,19 +107,10 @@ def _of_array(array: np.ndarray[Any, Any]) -> Buffer:
             break
     if isinstance(owner, mmap.mmap):
         whole = np.frombuffer(owner, np.uint8)
-        return Buffer(*where, kept_page=_last_page(whole))
+        return Buffer(*where, kept_page=whole.ctypes.data)
     if isinstance(owner, np.ndarray) and owner.flags.owndata:
         return Buffer(*where, owner=owner)
     return Buffer(*where, risk=_unwatched(owner))
-
-
-def _last_page(memory: np.ndarray[Any, Any]) -> int:
-    """The page that stops `mmap.resize` from growing a merged mapping.
-
-    The kernel moves and grows one mapping, showing what follows in its file; of
-    two mappings it refuses to.
-    """
-    return int(memory.ctypes.data + memory.nbytes - 1) // PAGE_SIZE * PAGE_SIZE
 
 
 def _of_tensor(tensor: Any) -> Buffer:

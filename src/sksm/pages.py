@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import itertools
 import os
 from collections.abc import Iterator
-
-import numpy as np
-import numpy.typing as npt
 
 from sksm.linux import libc, pagemap
 from sksm.linux.maps import Mapping
@@ -21,6 +16,7 @@ from sksm.store.pool import POOL_NAME
 
 BATCH_PAGES = 4096  # 16 MiB: as much as memory may rise while merging
 
+_TOLD = Category.PRESENT | Category.SWAPPED | Category.FILE | Category.PFNZERO
 WATCHED = "watched by another userfaultfd"
 
 # VmFlags (Documentation/filesystems/proc.rst) that a replacement would lose, or
@@ -65,13 +61,13 @@ def why_not(mapping: Mapping) -> str | None:
     """Say why no page of `mapping` can be merged; None if some may be."""
     if mapping.shared:
         return _FLAG_REASONS["sh"]
-    for flag, reason in _FLAG_REASONS.items():
-        if flag in mapping.flags:
-            return reason
-    if mapping.path.startswith("[") and not mapping.path.startswith(("[heap", "[anon")):
+    if mapping.special:
         return f"special mapping {mapping.path}"
     if not mapping.prot & libc.PROT_READ:
         return "no permission to read it"
+    for flag, reason in _FLAG_REASONS.items():
+        if flag in mapping.flags:
+            return reason
     return None
 
 
@@ -98,7 +94,7 @@ def survey(
         span = Span(span.start, span.stop - PAGE_SIZE)
     candidates: list[Span] = []
     seen = 0
-    for run, category in _runs(space.pagemap(), span):
+    for run, category in pagemap.walk(space.pagemap(), span, _TOLD):
         seen += run.pages
         if category & Category.PFNZERO or (category & Category.FILE and in_pool):
             report.add(already=run.pages)
@@ -151,44 +147,3 @@ def _extend(spans: list[Span], run: Span) -> None:
         spans[-1] = Span(spans[-1].start, run.stop)
     else:
         spans.append(run)
-
-
-def _runs(table: int, span: Span) -> Iterator[tuple[Span, Category]]:
-    try:
-        yield from _scanned_runs(table, span)
-    except OSError as error:
-        if error.errno not in (errno.ENOTTY, errno.EINVAL):  # before Linux 6.7
-            raise
-        yield from _listed_runs(pagemap.entries(table, span), span)
-
-
-def _scanned_runs(table: int, span: Span) -> Iterator[tuple[Span, Category]]:
-    some = Category.PRESENT | Category.SWAPPED
-    told = some | Category.FILE | Category.PFNZERO
-    at = span.start
-    while at < span.stop:
-        found, at = pagemap.scan(table, Span(at, span.stop), any_of=some, returned=told)
-        for start, stop, categories in found.tolist():
-            yield Span(start, stop), Category(categories)
-
-
-def _listed_runs(
-    entries: npt.NDArray[np.uint64], span: Span
-) -> Iterator[tuple[Span, Category]]:
-    """Do what `_scanned_runs` does with the table: no word of the zero page."""
-    kinds = np.zeros(len(entries), np.uint64)
-    for bit, category in (
-        (pagemap.ENTRY_PRESENT, Category.PRESENT),
-        (pagemap.ENTRY_SWAPPED, Category.SWAPPED),
-        (pagemap.ENTRY_FILE, Category.FILE),
-    ):
-        kinds |= np.where(entries & np.uint64(bit), np.uint64(category), np.uint64(0))
-    edges = np.flatnonzero(np.diff(kinds)) + 1
-    bounds = [0, *edges.tolist(), len(kinds)]
-    for first, stop in itertools.pairwise(bounds):
-        if first == stop:  # an empty table
-            continue
-        kind = Category(int(kinds[first]))
-        if kind & (Category.PRESENT | Category.SWAPPED):
-            start = span.start + first * PAGE_SIZE
-            yield Span(start, start + (stop - first) * PAGE_SIZE), kind

@@ -164,15 +164,15 @@ def test_only_pages_wholly_inside_are_in_the_span():
     assert (inside_one.span.pages, inside_one.partial_pages) == (0, 1)
 
 
-def test_last_page_of_a_mapping_of_python_is_kept():
-    """It stops `mmap.resize`; of a view that does not reach it, nothing is."""
+def test_first_page_of_a_mapping_of_python_is_kept():
+    """It stops `mmap.resize`; of a view that does not begin there, nothing is."""
     whole = anonymous()
     assert buffers.locate(whole).kept_pages == 1
     assert buffers.locate(whole).span.pages == 2
     memory = np.frombuffer(whole, np.uint8)
-    for view in (memory, memoryview(memory), memory.reshape(3, -1)[1:]):
+    for view in (memory, memoryview(memory), memory.reshape(3, -1)[:2]):
         assert buffers.locate(view).kept_pages == 1
-    assert buffers.locate(memory[: 2 * PAGE_SIZE]).kept_pages == 0
+    assert buffers.locate(memory[PAGE_SIZE:]).kept_pages == 0
 
 
 # -- who frees it

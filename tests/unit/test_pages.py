@@ -20,6 +20,8 @@ from sksm.spans import PAGE_SIZE, Span
 
 BASE = 0x7F00_0000_0000
 
+TOLD = pages._TOLD
+
 
 def span(first, stop):
     return Span(BASE + first * PAGE_SIZE, BASE + stop * PAGE_SIZE)
@@ -183,19 +185,21 @@ def test_table_and_scan_tell_the_same(mixed, which, bounds):
     start = mixed[which].start
     part = Span(*(start + page * PAGE_SIZE for page in bounds))
     with open("/proc/self/pagemap", "rb", buffering=0) as table:
-        listed = list(pages._listed_runs(pagemap.entries(table.fileno(), part), part))
-        assert by_page(listed) == by_page(pages._scanned_runs(table.fileno(), part))
+        listed = list(
+            pagemap._listed(pagemap.entries(table.fileno(), part), part, TOLD)
+        )
+        assert by_page(listed) == by_page(pagemap._scanned(table.fileno(), part, TOLD))
         assert all(one.pages for one, _ in listed)
 
 
 @pytest.mark.needs(Feature.PAGEMAP_SCAN)
 def test_a_scan_goes_on_where_its_buffer_was_full(mixed, pagemap_fd, monkeypatch):
     """More runs than one call returns are told all the same."""
-    whole = list(pages._scanned_runs(pagemap_fd, mixed[0]))
+    whole = list(pagemap._scanned(pagemap_fd, mixed[0], TOLD))
     scan = pagemap.scan
     few = lambda *args, **kw: scan(*args, **kw, limit=3)  # noqa: E731
     monkeypatch.setattr(pagemap, "scan", few)
-    assert by_page(pages._scanned_runs(pagemap_fd, mixed[0])) == by_page(whole)
+    assert by_page(pagemap._scanned(pagemap_fd, mixed[0], TOLD)) == by_page(whole)
     assert len(whole) > 3
 
 
@@ -208,9 +212,9 @@ def test_a_kernel_without_the_scan_is_asked_by_table(
     def refuse(*_, **__):
         raise OSError(code, os.strerror(code))
 
-    listed = pages._listed_runs(pagemap.entries(pagemap_fd, mixed[0]), mixed[0])
+    listed = pagemap._listed(pagemap.entries(pagemap_fd, mixed[0]), mixed[0], TOLD)
     monkeypatch.setattr(pagemap, "scan", refuse)
-    assert list(pages._runs(pagemap_fd, mixed[0])) == list(listed)
+    assert list(pagemap.walk(pagemap_fd, mixed[0], TOLD)) == list(listed)
 
 
 def test_other_failures_of_the_scan_are_raised(mixed, pagemap_fd, monkeypatch):
@@ -221,4 +225,4 @@ def test_other_failures_of_the_scan_are_raised(mixed, pagemap_fd, monkeypatch):
 
     monkeypatch.setattr(pagemap, "scan", refuse)
     with pytest.raises(OSError, match="no memory"):
-        list(pages._runs(pagemap_fd, mixed[0]))
+        list(pagemap.walk(pagemap_fd, mixed[0], TOLD))

@@ -49,6 +49,12 @@ class Mapping:
         return self.inode == status.st_ino and self.device == name
 
     @property
+    def special(self) -> bool:
+        """Whether the kernel put it there, and not the program."""
+        ours = ("[heap]", "[stack]", "[anon")
+        return self.path.startswith("[") and not self.path.startswith(ours)
+
+    @property
     def anonymous(self) -> bool:
         """Whether untouched pages of it read as zeros."""
         return self.inode == 0 and not self.shared

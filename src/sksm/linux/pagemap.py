@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import enum
 import fcntl
+import itertools
 import os
+from collections.abc import Iterator
 from ctypes import Structure, c_uint64, sizeof
+from errno import EINVAL, ENOTTY
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,6 +105,61 @@ def scan(
     )
     count = fcntl.ioctl(pagemap, PAGEMAP_SCAN, arg)  # raises OSError itself
     return found[:count], arg.walk_end
+
+
+def walk(pagemap: int, span: Span, told: Category) -> Iterator[tuple[Span, Category]]:
+    """Go through the runs of pages in `span` that are in memory or in swap.
+
+    By `PAGEMAP_SCAN` if the kernel has it, else by the table, which does not know
+    `PFNZERO` and `HUGE`.
+
+    Args:
+        pagemap: an open `/proc/<pid>/pagemap`.
+        span: where to look, in that process.
+        told: categories to tell; neighbours that agree in them are one run.
+    """
+    try:
+        yield from _scanned(pagemap, span, told)
+    except OSError as error:
+        if error.errno not in (ENOTTY, EINVAL):  # before Linux 6.7
+            raise
+        yield from _listed(entries(pagemap, span), span, told)
+
+
+def _scanned(
+    pagemap: int, span: Span, told: Category
+) -> Iterator[tuple[Span, Category]]:
+    at = span.start
+    while at < span.stop:
+        left = Span(at, span.stop)
+        found, at = scan(pagemap, left, any_of=_SOMEWHERE, returned=told)
+        for start, stop, categories in found.tolist():
+            yield Span(start, stop), Category(categories)
+
+
+def _listed(
+    table: npt.NDArray[np.uint64], span: Span, told: Category
+) -> Iterator[tuple[Span, Category]]:
+    kinds = np.zeros(len(table), np.uint64)
+    for bit, category in _ENTRY_CATEGORIES:
+        if category & told:
+            kinds[table & np.uint64(bit) != 0] |= np.uint64(category)
+    if told & Category.WRITTEN:
+        kinds[table & np.uint64(ENTRY_UFFD_WP) == 0] |= np.uint64(Category.WRITTEN)
+    edges = np.flatnonzero(np.diff(kinds)) + 1
+    for first, stop in itertools.pairwise([0, *edges.tolist(), len(kinds)]):
+        if first < stop and int(kinds[first]) & _SOMEWHERE:
+            start = span.start + first * PAGE_SIZE
+            part = Span(start, start + (stop - first) * PAGE_SIZE)
+            yield part, Category(int(kinds[first]))
+
+
+_SOMEWHERE = Category.PRESENT | Category.SWAPPED
+_ENTRY_CATEGORIES = (
+    (ENTRY_PRESENT, Category.PRESENT),
+    (ENTRY_SWAPPED, Category.SWAPPED),
+    (ENTRY_FILE, Category.FILE),
+)
 
 
 def entries(pagemap: int, span: Span) -> npt.NDArray[np.uint64]:

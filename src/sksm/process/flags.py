@@ -47,7 +47,9 @@ def _with_flags(mapping: Mapping, part: Span) -> Mapping | None:
     """Try `mapping` for flags; None if only smaps can tell."""
     if mapping.shared or mapping.flags or not mapping.prot & libc.PROT_READ:
         return mapping  # out of the question already
-    if mapping.path.startswith("[") and not mapping.path.startswith(("[heap", "[anon")):
+    if mapping.path == "[stack]":
+        return dataclasses.replace(mapping, flags=frozenset({"gd"}))
+    if mapping.special:
         return mapping
     if mapping.span.pages < 3 or _shadow_stacks():
         return None

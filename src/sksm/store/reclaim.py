@@ -111,22 +111,14 @@ def _copied(pid: int, span: Span) -> list[tuple[int, int]]:
     userfaultfd leaves in an absent entry looks like one, and means nothing.
     """
     told = Category.PRESENT | Category.SWAPPED | Category.FILE | Category.WRITTEN
-    some = Category.PRESENT | Category.SWAPPED
+    swapped = Category.SWAPPED | Category.WRITTEN
     table = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    found: list[tuple[int, int]] = []
-    at = span.start
     try:
-        while at < span.stop:
-            runs, at = pagemap.scan(
-                table, Span(at, span.stop), any_of=some, returned=told
-            )
-            for start, stop, categories in runs.tolist():
-                swapped = categories & (Category.SWAPPED | Category.WRITTEN)
-                private = categories & Category.PRESENT or swapped == (
-                    Category.SWAPPED | Category.WRITTEN
-                )
-                if private and not categories & Category.FILE:
-                    found.append((start, stop))
+        return [
+            (run.start, run.stop)
+            for run, category in pagemap.walk(table, span, told)
+            if not category & Category.FILE
+            and (category & Category.PRESENT or category & swapped == swapped)
+        ]
     finally:
         os.close(table)
-    return found
