@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PRIVATE_BYTES = 16 << 20
 
 
-@click.command("demo")
+@click.command("demo", epilog="Example: sksm demo --workers 3 --data /usr/bin/python3")
 @click.option(
     "--workers",
     type=click.IntRange(2, 64),
@@ -42,16 +42,12 @@ PRIVATE_BYTES = 16 << 20
 def command(
     context: click.Context, workers: int, data: Path | None, ksmd: bool, as_json: bool
 ) -> None:
-    r"""Merge real data between processes on this machine, and prove the saving.
+    """Merge real data between processes on this machine, and prove the saving.
 
     Separately started programs each load the same model into their own memory and
     merge it. The kernel's figures before and after show what it saved, checksums
     that no byte changed. It takes some seconds, uses a daemon of its own, and
     leaves nothing behind.
-
-    \b
-    Example:
-      sksm demo --workers 3 --data /usr/bin/python3
     """
     from sksm.commands.demonstration import run  # noqa: PLC0415
     from sksm.reporters import demo, json  # noqa: PLC0415
@@ -68,7 +64,7 @@ def command(
             saved_bytes=result.saved_bytes,
             total_before_bytes=result.before.total_bytes,
             total_after_bytes=result.after.total_bytes,
-            result=result,
+            **vars(result),
         )
     else:
         demo.show(result)

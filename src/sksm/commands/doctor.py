@@ -36,18 +36,14 @@ class EngineEntry:
     detail: str
 
 
-@click.command("doctor")
+@click.command("doctor", epilog="Example: sksm doctor")
 @options.output_options
 @click.pass_context
 def command(context: click.Context, as_json: bool) -> None:
-    r"""Show what this kernel and your permissions allow.
+    """Show what this kernel and your permissions allow.
 
     Everything is tried, nothing is guessed from version numbers. Exits with 0 if
     memory can be merged here, with 3 if not.
-
-    \b
-    Example:
-      sksm doctor
     """
     table, ways = features(), engines()
     if as_json:

@@ -85,18 +85,18 @@ def _message(error: Exception) -> tuple[str, int]:
     return f"{kind}: {error} ({hint})", options.FAILED
 
 
-@click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: sksm demo",
+)
 @click.version_option(package_name="sksm", message="sksm %(version)s")
 @options.debug_option
 def main() -> None:
-    r"""Share equal memory pages between processes, at once and by request.
+    """Share equal memory pages between processes, at once and by request.
 
     Programs ask for it themselves, with sksm.merge(array); these commands show
     what it brings.
-
-    \b
-    Example:
-      sksm demo
     """
     _repair_knobs()
 

@@ -13,17 +13,13 @@ if TYPE_CHECKING:
     from sksm.daemon.protocol import Status
 
 
-@click.command("stat")
+@click.command("stat", epilog="Example: sksm stat")
 @options.output_options
 def command(as_json: bool) -> None:
-    r"""Show what is shared now, what it costs, and what remains.
+    """Show what is shared now, what it costs, and what remains.
 
     The figures come from the kernel: the mappings of every process that you may
     look at. Of KSM it shows the kernel's own count beside it. Starts nothing.
-
-    \b
-    Example:
-      sksm stat
     """
     from sksm.commands import sharing  # noqa: PLC0415
     from sksm.linux import ksm  # noqa: PLC0415

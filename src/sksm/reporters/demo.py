@@ -28,7 +28,7 @@ def open_with(plan: Plan) -> None:
         "[dim]RSS, which top and ps show, will not fall: every program keeps all its\n"
         "pages mapped, and RSS counts a page once for each program. What falls is the\n"
         "number of page frames behind them: PSS divides a shared page by its users,\n"
-        "and MemAvailable is what the machine has left.[/]\n",
+        "and MemAvailable is what the whole machine, others included, has left.[/]\n",
         soft_wrap=True,
     )
 
@@ -64,12 +64,23 @@ def show(result: Result) -> None:
         console.print(f"  {mark}  {proof.claim}\n          [dim]{proof.detail}[/]")
     console.print()
     _show_ksmd(console, result)
-    if result.holds:
-        part = result.saved_bytes / result.before.total_bytes
-        saved = f"{size(result.saved_bytes)} saved, net of all costs ({part:.0%})"
-        console.print(f"\n[bold]{saved}; everything was proved.[/]")
-    else:
-        console.print("\n[bold red]Not everything was proved.[/]")
+    console.print(f"\n{_verdict(result)}")
+
+
+def _verdict(result: Result) -> str:
+    if not result.holds:
+        return "[bold red]Not everything was proved.[/]"
+    saved = result.saved_bytes
+    if saved < 0:
+        return (
+            f"[bold]Everything was proved, but so little data does not pay: "
+            f"{size(-saved)} more.[/]"
+        )
+    part = saved / result.before.total_bytes
+    return (
+        f"[bold green]{size(saved)} saved, net of all costs ({part:.0%}); "
+        "everything was proved.[/]"
+    )
 
 
 def _show_memory(console: Console, result: Result) -> None:
@@ -92,12 +103,12 @@ def _show_memory(console: Console, result: Result) -> None:
         f"[bold]{size(after.total_bytes)}[/]",
         f"[bold {colour}]{_change(-saved)}[/]",
     )
-    table.add_section()
+    table.add_row()
     for label, old, new in (
         (
-            "MemAvailable",
-            before.machine_available_bytes,
-            after.machine_available_bytes,
+            "MemAvailable + free lists",
+            before.machine_available_bytes + before.machine_cpu_lists_bytes,
+            after.machine_available_bytes + after.machine_cpu_lists_bytes,
         ),
         (
             "anon+shmem+tables+slab",

@@ -80,14 +80,12 @@ class Hand:
 @contextlib.contextmanager
 def crew(count: int, path: Path, private_bytes: int) -> Iterator[list[Hand]]:
     """Have some workers, each started by itself; they end with the block."""
-    hands: list[Hand] = []
-    try:
+    with contextlib.ExitStack() as undo:  # a signal in one step spares no other
+        hands = []
         for seed in range(count):
             hands.append(Hand(path, private_bytes, seed))
+            undo.callback(hands[-1].end)
         yield hands
-    finally:
-        for hand in hands:
-            hand.end()
 
 
 def ask_all(hands: list[Hand], *words: object) -> list[dict[str, Any]]:

@@ -55,7 +55,7 @@ class Merge:
     bytes_per_second: float
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Result:
     """All that came out."""
 
@@ -178,18 +178,20 @@ def _release() -> Proof:
 @contextlib.contextmanager
 def _own_daemon() -> Iterator[None]:
     """Use a daemon that nobody else uses, so that every figure is the demo's."""
-    before = os.environ.get(runtime.OVERRIDE)
     folder = tempfile.mkdtemp(prefix="demo-", dir=runtime.directory())
-    os.environ[runtime.OVERRIDE] = folder
-    try:
+    with contextlib.ExitStack() as undo:  # a signal in one step spares no other
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        undo.callback(_set_override, os.environ.get(runtime.OVERRIDE))
+        undo.callback(_end_daemon)
+        _set_override(folder)
         yield
-    finally:
-        _end_daemon()
-        if before is None:
-            del os.environ[runtime.OVERRIDE]
-        else:
-            os.environ[runtime.OVERRIDE] = before
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _set_override(folder: str | None) -> None:
+    if folder is None:
+        os.environ.pop(runtime.OVERRIDE, None)
+    else:
+        os.environ[runtime.OVERRIDE] = folder
 
 
 def _end_daemon() -> None:

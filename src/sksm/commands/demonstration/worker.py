@@ -100,14 +100,14 @@ class Worker:
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             copy = mmap.mmap(-1, int(size), flags=flags)
             copy.madvise(_MADV_NOHUGEPAGE)
-            copy.write(memoryview(sample))
+            copy.write(sample.data)
             copy.madvise(_MADV_MERGEABLE)
             self._copies.append(copy)
         return {}
 
 
 def _digest(contents: npt.NDArray[np.uint8]) -> str:
-    return hashlib.sha256(memoryview(contents)).hexdigest()
+    return hashlib.sha256(contents.data).hexdigest()
 
 
 def main() -> None:
