@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
+import select
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -62,13 +62,9 @@ class RemoteStore:
 
     def alive(self) -> bool:
         """Say whether the daemon holds its end of the line, asking it nothing."""
-        try:
-            pending = self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True  # nothing to read, and no end
-        except OSError:
-            return False
-        return len(pending) > 0
+        line = select.poll()
+        line.register(self._connection, select.POLLIN)
+        return not line.poll(0)  # no hang-up, and no answer that nobody took
 
     @property
     def pool(self) -> int:

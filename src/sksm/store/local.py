@@ -36,6 +36,10 @@ class LocalStore:
         """Let go of the pool; what maps it goes on."""
         self._pool.close()
 
+    def alive(self) -> bool:
+        """Say that the store is there: it is, as long as its process."""
+        return True
+
     @property
     def pool(self) -> int:
         """The pool's file."""
