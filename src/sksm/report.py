@@ -49,8 +49,16 @@ class MergeReport:
             setattr(self, outcome, getattr(self, outcome) + int(count))
 
     def __iadd__(self, other: MergeReport) -> MergeReport:
-        for field in ("scanned", *OUTCOMES, "mappings_added", "seconds"):
-            setattr(self, field, getattr(self, field) + getattr(other, field))
+        self.scanned += other.scanned
+        self.merged += other.merged
+        self.zero += other.zero
+        self.stored += other.stored
+        self.already += other.already
+        self.unique += other.unique
+        self.changed += other.changed
+        self.refused += other.refused
+        self.mappings_added += other.mappings_added
+        self.seconds += other.seconds
         for reason, pages in other.reasons.items():
             self.reasons[reason] = self.reasons.get(reason, 0) + pages
         return self

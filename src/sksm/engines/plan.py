@@ -56,7 +56,7 @@ def own_gaps(
     """
     gaps = np.zeros(len(slots), bool)
     seen = np.flatnonzero(slots != UNSEEN)
-    if len(seen) < 2:
+    if len(seen) < 2 or len(seen) == len(slots):
         return gaps
     left, right = seen[:-1], seen[1:]
     apart = right - left
@@ -86,6 +86,11 @@ def runs(
     """
     if not len(slots):
         return []
+    pages = len(slots)
+    if numbers[-1] - numbers[0] == pages - 1 and slots[0] >= 0 and not own.any():
+        expected = np.arange(slots[0], slots[0] + pages)
+        if (slots == expected).all():
+            return straight(int(numbers[0]), int(slots[0]), pages)
     line = np.where(slots >= 0, slots - numbers, slots)  # equal along one mapping
     known = np.where(own, -1, np.arange(len(slots)))
     line = line[np.maximum.accumulate(known)]  # an own page goes with what precedes

@@ -96,6 +96,8 @@ CODE = {
 _FAULTS = (4, 5, 7, 8, 11, 31)  # ILL TRAP BUS FPE SEGV SYS
 _NR_SIGPROCMASK = {"x86_64": 14, "aarch64": 135}[os.uname().machine]
 _SIG_SETMASK = 2
+_BLOCKED = 2**64 - 1 - sum(1 << (number - 1) for number in _FAULTS)
+_WANT, _OTHERWISE, _RESULT = 7, 8, 9  # words of a CALL
 _SKIPPED = np.iinfo(np.int64).min
 
 
@@ -118,57 +120,44 @@ class CallList:
     """
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, tuple[int, ...], int]] = []
-        self._ends: list[int] = []  # per row: where to go on a mismatch
-        self._block: int | None = None
+        # Ten words a row, as in CALL; `otherwise` is an index until the table has
+        # an address. The first row blocks signals, the last lets them in again.
+        self._masks = np.array([_BLOCKED, 0], "<u8")
+        mask, held = self._masks.ctypes.data, self._masks.ctypes.data + 8
+        self._rows = [[_NR_SIGPROCMASK, _SIG_SETMASK, mask, held, 8, 0, 0, 0, 1, 0]]
+        self._last = [_NR_SIGPROCMASK, _SIG_SETMASK, held, 0, 8, 0, 0, 0, 0, 0]
 
     @contextlib.contextmanager
     def block(self) -> Iterator[None]:
         """Group rows: the first that fails skips the others."""
-        self._block = len(self._rows)
+        first = len(self._rows)
         yield
-        self._ends[self._block :] = [len(self._rows)] * (len(self._rows) - self._block)
-        self._block = None
+        for row in self._rows[first:]:
+            row[_OTHERWISE] = len(self._rows)
 
     def call(self, function: int, *args: int, want: int = 0) -> int:
         """Add a call of `function`, at an address or by number. Gives its row."""
-        self._rows.append((function, (*args, 0, 0, 0, 0, 0, 0)[:6], want))
-        self._ends.append(len(self._rows))
-        return len(self._rows) - 1
+        unused = (0,) * (6 - len(args))
+        self._rows.append([function, *args, *unused, want, len(self._rows) + 1, 0])
+        return len(self) - 1
 
     def syscall(self, name: str, *args: int, want: int = 0) -> int:
         """Add a system call by its name in `libc.SYS`. Gives its row."""
         return self.call(libc.SYS[name], *args, want=want)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._rows) - 1
 
     def run(self) -> Results:
         """Carry the table out and say how it went."""
-        masks = np.zeros(2, "<u8")
-        masks[0] = ~np.uint64(sum(1 << (number - 1) for number in _FAULTS))
-        block, restore = masks.ctypes.data, masks.ctypes.data + 8
-        table = np.zeros(len(self._rows) + 2, CALL)
-        table[0] = self._mask_row(block, restore)
-        table[-1] = self._mask_row(restore, 0)
-        start = table.ctypes.data
-        if self._rows:
-            inner = table[1:-1]
-            functions, args, wants = zip(*self._rows, strict=True)
-            inner["function"] = functions
-            inner["args"] = np.array(args, np.int64)  # -1 is a descriptor, too
-            inner["want"] = wants
-            inner["otherwise"] = start + (np.array(self._ends) + 1) * CALL.itemsize
-        table["otherwise"][[0, -1]] = start + np.array([1, len(table)]) * CALL.itemsize
-        table["result"] = _SKIPPED
-        execute(table)
-        results = table["result"][1:-1]
-        return Results(results, results != _SKIPPED, results == table["want"][1:-1])
-
-    @staticmethod
-    def _mask_row(new: int, old: int) -> tuple[object, ...]:
-        args = (_SIG_SETMASK, new, old, 8, 0, 0)
-        return (_NR_SIGPROCMASK, args, 0, 0, 0)
+        words = np.array([*self._rows, self._last], np.int64)
+        words[-1, _OTHERWISE] = len(words)
+        words[:, _OTHERWISE] *= CALL.itemsize
+        words[:, _OTHERWISE] += words.ctypes.data
+        words[:, _RESULT] = _SKIPPED
+        execute(words.view(CALL)[:, 0])
+        results = words[1:-1, _RESULT]
+        return Results(results, results != _SKIPPED, results == words[1:-1, _WANT])
 
 
 @functools.cache

@@ -12,8 +12,10 @@ import fcntl
 import os
 from collections.abc import Iterator
 from ctypes import (
+    Array,
     Structure,
     addressof,
+    c_char,
     c_uint32,
     c_uint64,
     create_string_buffer,
@@ -86,8 +88,23 @@ def every_mapping(pid: int | str) -> list[Mapping]:
     Raises:
         OSError: as `mappings`.
     """
-    text = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-    return [_parse(line, []) for line in text.splitlines()]
+    table = open_table(pid)
+    try:
+        return _listed(table)
+    finally:
+        os.close(table)
+
+
+def open_table(pid: int | str) -> int:
+    """Open /proc/PID/maps. Who opened it closes it."""
+    return os.open(f"/proc/{pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _listed(table: int) -> list[Mapping]:
+    os.lseek(table, 0, os.SEEK_SET)
+    text = b"".join(iter(lambda: os.read(table, _READ_BYTES), b""))
+    lines = text.decode(errors="replace").split("\n")
+    return [_parse(line, []) for line in lines if line]
 
 
 def count(pid: int | str) -> int:
@@ -95,17 +112,25 @@ def count(pid: int | str) -> int:
     return Path(f"/proc/{pid}/maps").read_bytes().count(b"\n")
 
 
-def count_within(pid: int | str, span: Span) -> int:
-    """Count the mappings of a process that meet `span`."""
+def count_within(table: int, span: Span) -> int:
+    """Count the mappings that meet `span`; `table` is an open /proc/PID/maps."""
     try:
-        return sum(1 for _ in query(pid, span))
+        found, at = 0, span.start
+        while (there := _query(table, at)) and there.vma_start < span.stop:
+            found, at = found + 1, there.vma_end
     except OSError as error:
         if error.errno != ENOTTY:
             raise
-    return sum(
-        mapping.span.start < span.stop and mapping.span.stop > span.start
-        for mapping in every_mapping(pid)
-    )
+        found = sum((mapping.span & span).pages > 0 for mapping in _listed(table))
+    return found
+
+
+def bounds(table: int, address: int) -> Span | None:
+    """Give the bounds of the mapping at `address`, as `query` would."""
+    there = _query(table, address)
+    if there is None or there.vma_start > address:
+        return None
+    return Span(there.vma_start, there.vma_end)
 
 
 class procmap_query(Structure):
@@ -127,35 +152,43 @@ PROCMAP_QUERY_VMA_SHARED = 0x08
 _NAME_BYTES = 4096 + 16  # PATH_MAX, and " (deleted)" behind it
 
 
-def query(pid: int | str, span: Span) -> Iterator[Mapping]:
-    """List the mappings that meet `span`, ascending, at 1 us each; no flags but `ht`.
+def query(table: int, span: Span) -> Iterator[Mapping]:
+    """List the mappings that meet `span`, ascending, at 2 us each; no flags but `ht`.
 
     `PROCMAP_QUERY` of include/uapi/linux/fs.h, since Linux 6.11.
 
+    Args:
+        table: an open /proc/PID/maps.
+        span: where to look.
+
     Raises:
-        OSError: ENOTTY before that.
+        OSError: ENOTTY before Linux 6.11.
     """
     name = create_string_buffer(_NAME_BYTES)
-    with open(f"/proc/{pid}/maps", "rb", buffering=0) as table:
-        at = span.start
-        while at < span.stop:
-            arg = procmap_query(
-                size=sizeof(procmap_query),
-                query_flags=PROCMAP_QUERY_COVERING_OR_NEXT_VMA,
-                query_addr=at,
-                vma_name_size=_NAME_BYTES,
-                vma_name_addr=addressof(name),
-            )
-            try:
-                fcntl.ioctl(table, PROCMAP_QUERY, arg)
-            except OSError as error:
-                if error.errno == ENOENT:  # no mapping there or behind
-                    return
-                raise
-            if arg.vma_start >= span.stop:
-                return
-            yield _of_query(arg, name.value if arg.vma_name_size else b"")
-            at = arg.vma_end
+    at = span.start
+    while (there := _query(table, at, name)) and there.vma_start < span.stop:
+        yield _of_query(there, name.value if there.vma_name_size else b"")
+        at = there.vma_end
+
+
+def _query(
+    table: int, address: int, name: Array[c_char] | None = None
+) -> procmap_query | None:
+    """Ask for the mapping at `address` or, failing that, the next one."""
+    arg = procmap_query(
+        size=sizeof(procmap_query),
+        query_flags=PROCMAP_QUERY_COVERING_OR_NEXT_VMA,
+        query_addr=address,
+    )
+    if name is not None:
+        arg.vma_name_size, arg.vma_name_addr = len(name), addressof(name)
+    try:
+        fcntl.ioctl(table, PROCMAP_QUERY, arg)
+    except OSError as error:
+        if error.errno == ENOENT:  # no mapping there or behind
+            return None
+        raise
+    return arg
 
 
 def _of_query(found: procmap_query, name: bytes) -> Mapping:

@@ -9,6 +9,7 @@ nothing to a mapping without it. Such calls take 1 us.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from errno import EBUSY, EINVAL, ENOTTY, EPERM
 from pathlib import Path
 
@@ -25,25 +26,26 @@ _CLEARED = {
 }
 
 
-def flagged_mappings(span: Span) -> list[Mapping]:
+def flagged_mappings(table: int, span: Span) -> list[Mapping]:
     """List the mappings of this process that meet `span`, with flags.
 
     Gives what `maps.mappings("self", span)` gives, with those flags that forbid
-    a merge, in microseconds; and falls back to it before Linux 6.11.
+    a merge, in microseconds; and falls back to it before Linux 6.11. `table` is
+    an open /proc/self/maps.
     """
     try:
-        found = list(maps.query("self", span))
+        found = list(maps.query(table, span))
     except OSError as error:
         if error.errno != ENOTTY:
             raise
         return maps.mappings("self", span)
-    tried = [_with_flags(mapping, mapping.span & span) for mapping in found]
+    tried = [_with_flags(table, mapping, mapping.span & span) for mapping in found]
     if None in tried:
         return maps.mappings("self", span)
     return [mapping for mapping in tried if mapping is not None]
 
 
-def _with_flags(mapping: Mapping, part: Span) -> Mapping | None:
+def _with_flags(table: int, mapping: Mapping, part: Span) -> Mapping | None:
     """Try `mapping` for flags; None if only smaps can tell."""
     if mapping.shared or mapping.flags or not mapping.prot & libc.PROT_READ:
         return mapping  # out of the question already
@@ -55,7 +57,7 @@ def _with_flags(mapping: Mapping, part: Span) -> Mapping | None:
         return None
     flags = _locked(part) | _sealed(mapping, part) | _grows_down(mapping, part)
     for flag in _CLEARED:
-        answer = _try_clearing(mapping, part, flag)
+        answer = _try_clearing(table, mapping, part, flag)
         if answer is None:
             return None
         flags |= answer
@@ -97,7 +99,9 @@ def _grows_down(mapping: Mapping, part: Span) -> set[str]:
     return {"gd"}
 
 
-def _try_clearing(mapping: Mapping, part: Span, flag: str) -> set[str] | None:
+def _try_clearing(
+    table: int, mapping: Mapping, part: Span, flag: str
+) -> set[str] | None:
     """Clear a flag for one page; if that split the mapping, it was set: set again.
 
     The page is one inside the mapping, so that a split leaves it alone, and
@@ -113,15 +117,16 @@ def _try_clearing(mapping: Mapping, part: Span, flag: str) -> set[str] | None:
         if error.errno != EINVAL:
             raise
         return {"io"} if flag != "wf" else {"dp"}  # special mapping; droppable
-    around = next(maps.query("self", Span(page, page + PAGE_SIZE)), None)
+    around = maps.bounds(table, page)
     if around is None:
         return None
-    if around.span == Span(page, page + PAGE_SIZE):
+    if around.pages == 1:
         libc.madvise(page, PAGE_SIZE, restore)
         return {flag}
     return set()
 
 
+@functools.cache  # libc turns them on before the program starts, or not at all
 def _shadow_stacks() -> bool:
     """Say whether this process has shadow stacks, which only smaps tells apart."""
     return b"x86_Thread_features:\tshstk" in Path("/proc/self/status").read_bytes()

@@ -32,24 +32,24 @@ class ThisProcess:
     def __init__(self, *, pinned: bool = False) -> None:
         self.pid = os.getpid()
         self._pinned = pinned
-        self._pagemap: int | None = None
+        self._tables: dict[str, int] = {}
         self._uffd: int | None = None
 
     def __enter__(self) -> ThisProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pagemap is not None:
-            os.close(self._pagemap)
-            self._pagemap = None
+        for fd in self._tables.values():
+            os.close(fd)
+        self._tables.clear()
 
     def mappings(self, span: Span) -> list[maps.Mapping]:
         """List the mappings that meet `span`, ascending."""
-        return flagged_mappings(span)
+        return flagged_mappings(self._table("maps"), span)
 
     def count_mappings(self, span: Span) -> int:
         """Count the mappings that meet `span`."""
-        return maps.count_within("self", span)
+        return maps.count_within(self._table("maps"), span)
 
     def may_add_mappings(self, wanted: int) -> int:
         """Grant up to `wanted` more mappings, to a quarter of the limit."""
@@ -57,9 +57,13 @@ class ThisProcess:
 
     def pagemap(self) -> int:
         """Give an open /proc/self/pagemap."""
-        if self._pagemap is None:
-            self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        return self._pagemap
+        return self._table("pagemap")
+
+    def _table(self, name: str) -> int:
+        if name not in self._tables:
+            path = f"/proc/self/{name}"
+            self._tables[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._tables[name]
 
     def read(self, spans: Iterable[Span]) -> npt.NDArray[np.uint8]:
         """Copy whole pages out, one row a page."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -81,27 +81,42 @@ def load(path: Path) -> Data:
             if not (count := file.readinto(left)):
                 raise SksmError(f"{path} became shorter while it was read")
             left = left[count:]
-    arrays = {name: _view(contents, about) for name, about in tensors.items()}
+    try:
+        arrays = {name: _view(contents, about) for name, about in tensors.items()}
+    except ValueError as error:  # a tensor that reaches beyond the file, or so
+        raise _not_safetensors(path, error) from error
     return Data(contents, arrays)
 
 
-def _read_header(file: BinaryIO | Any) -> dict[str, Any]:
+class _Tensor(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def _read_header(file: BinaryIO | Any) -> dict[str, _Tensor]:
     """Read the header of a safetensors file: a length, then that much JSON."""
     try:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > _LONGEST_HEADER:
             raise ValueError("its header is too long")
-        header = json.loads(file.read(length))
+        header = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
         header.pop("__metadata__", None)
-    except (struct.error, ValueError, AttributeError) as error:
-        raise SksmError(f"{file.name} is not a safetensors file: {error}") from error
-    return dict(header)
+        return {
+            name: msgspec.json.decode(about, type=_Tensor)
+            for name, about in header.items()
+        }
+    except (struct.error, ValueError, msgspec.MsgspecError) as error:
+        raise _not_safetensors(file.name, error) from error
 
 
-def _view(contents: npt.NDArray[np.uint8], about: dict[str, Any]) -> npt.NDArray[Any]:
-    first, stop = about["data_offsets"]
+def _not_safetensors(name: object, error: Exception) -> SksmError:
+    return SksmError(f"{name} is not a safetensors file: {error}")
+
+
+def _view(contents: npt.NDArray[np.uint8], about: _Tensor) -> npt.NDArray[Any]:
+    first, stop = about.data_offsets
     part = contents[first:stop]
-    if about["dtype"] not in _TYPES:
+    if about.dtype not in _TYPES:
         return part
-    # A header of uneven length would leave the tensors unaligned: numpy copes.
-    return np.frombuffer(part, _TYPES[about["dtype"]]).reshape(about["shape"])
+    return np.frombuffer(part, _TYPES[about.dtype]).reshape(about.shape)

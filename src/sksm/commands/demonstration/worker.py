@@ -118,8 +118,10 @@ def main() -> None:
         name, *args = line.split()
         try:
             answer = getattr(worker, name)(*args)
-        except (SksmError, OSError, MemoryError) as error:
-            answer = {"error": f"{error}" or type(error).__name__}
+        except SksmError as error:
+            answer = {"error": str(error)}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
 
 
