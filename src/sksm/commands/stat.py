@@ -48,13 +48,15 @@ def command(as_json: bool) -> None:
 
 
 def _ask_daemon() -> tuple[Status | None, os.stat_result | None]:
+    from sksm.daemon import launch  # noqa: PLC0415
     from sksm.daemon.client import RemoteStore  # noqa: PLC0415
     from sksm.errors import DaemonUnreachable  # noqa: PLC0415
 
     try:
-        store = RemoteStore(start=False)
+        launch.connect(start=False).close()
     except DaemonUnreachable:
         return None, None
+    store = RemoteStore(start=False)  # one that is there must answer
     try:
         return store.status(), os.fstat(store.pool)
     finally:
