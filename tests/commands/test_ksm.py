@@ -77,6 +77,15 @@ def test_what_others_use_is_refused(folder, state):
         assert not state.exists()
 
 
+def test_knobs_that_somebody_else_turns_are_noticed(folder, state):
+    """Then a measurement is worth nothing."""
+    with ksm.borrowed(state):
+        ksm.open_wide()
+        assert ksm.is_wide_open()
+        (folder / "sleep_millisecs").write_text("20")
+        assert not ksm.is_wide_open()
+
+
 @pytest.mark.usefixtures("folder")
 def test_two_scopes_at_once_are_refused(state):
     """The second would write down what the first has changed."""

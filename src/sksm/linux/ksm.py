@@ -94,6 +94,12 @@ def open_wide() -> None:
             tune(name, value)
 
 
+def is_wide_open() -> bool:
+    """Say whether ksmd is still set as `open_wide` set it."""
+    now = _knobs()
+    return all(now.get(name, value) == value for name, value in WIDE_OPEN.items())
+
+
 @contextlib.contextmanager
 def borrowed(state: Path) -> Iterator[None]:
     """Own ksmd for a while, stopped at first; every knob is given back.

@@ -63,7 +63,9 @@ def _show_sum(console: Console, found: Survey, status: Status | None) -> None:
     pool_bytes = sum(pool.pool_bytes for pool in found.pools)
     exact = all(pool.exact for pool in found.pools)
     daemon_bytes = sum(pool.daemon_bytes for pool in found.pools)
-    index = f"its index: {words.size(status.index_bytes)}" if status else ""
+    index = ""
+    if status and len(found.pools) == 1:  # of others' daemons nobody tells it
+        index = f"its index: {words.size(status.index_bytes)}"
     source = "/proc/slabinfo" if found.vma_measured else "an estimate"
     mappings = sum(pool.mappings for pool in found.pools)
     colour = "green" if found.saved_bytes >= 0 else "red"

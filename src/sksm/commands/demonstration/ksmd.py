@@ -6,6 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
+from errno import EBUSY
 from pathlib import Path
 
 from sksm.commands.demonstration.crew import crew
@@ -92,6 +93,8 @@ def _measure(path: Path, sample: int) -> tuple[float, float | None]:
         _wait(lambda: _sharing() >= enough)
         seconds = time.perf_counter() - start
         used = ksm.cpu_seconds()
+        if not ksm.is_wide_open():
+            raise OSError(EBUSY, "somebody else turned ksmd's knobs meanwhile")
     _wait(lambda: _sharing() <= base)  # ksmd forgets in a scan, or not at all
     return seconds, None if cpu is None or used is None else used - cpu
 
