@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 from collections.abc import Iterable, Iterator
@@ -74,11 +75,13 @@ class RemoteStore:
     @contextlib.contextmanager
     def lease(self) -> Iterator[None]:
         """Keep every slot as it is until the block ends."""
+        pool = self._pool
+        fcntl.flock(pool, fcntl.LOCK_SH)  # waits while the daemon reclaims
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # a dead daemon reclaims nothing
-                self._connection.send(protocol.encode(protocol.Done()))
+            with contextlib.suppress(OSError):  # closed with the connection
+                fcntl.flock(pool, fcntl.LOCK_UN)
 
     def lookup(self, prints: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Find each fingerprint's slot; `UNSEEN` where there is none."""

@@ -2,8 +2,10 @@
 
 One message is one packet of a Unix `SOCK_SEQPACKET` socket, in MessagePack, with
 arrays as raw little-endian bytes. A client has one request under way at a time.
-The first request opens a lease: until `Done`, or the end of the connection, no
-slot is given back.
+
+A slot means something only while its client holds a lease: a shared flock(2) on
+its own descriptor of the pool, which the kernel gives up with the process. The
+daemon takes the lock for itself to give slots back.
 """
 
 from __future__ import annotations
@@ -64,10 +66,6 @@ class Offered(msgspec.Struct, tag=True):
     written: int  # as `Store.written`
 
 
-class Done(msgspec.Struct, tag=True):
-    """End of the lease. Not answered."""
-
-
 class Ask(msgspec.Struct, tag=True):
     """How do things stand? Answered by `Status`."""
 
@@ -94,7 +92,7 @@ class Failure(msgspec.Struct, tag=True):
     message: str
 
 
-Request: TypeAlias = Hello | Lookup | Offer | Done | Ask
+Request: TypeAlias = Hello | Lookup | Offer | Ask
 Reply: TypeAlias = Welcome | Slots | Offered | Status | Failure
 
 encode = msgspec.msgpack.encode

@@ -43,7 +43,6 @@ class Client:
     pid: int
     pidfd: int
     greeted: bool = False
-    leasing: bool = False
 
 
 class Server:
@@ -225,22 +224,19 @@ class Server:
         if not sent or isinstance(reply, protocol.Failure):
             self._drop(client)
 
-    def _reply(
-        self, client: Client, request: protocol.Request
-    ) -> protocol.Reply | None:
+    def _reply(self, client: Client, request: protocol.Request) -> protocol.Reply:
         if isinstance(request, protocol.Hello):
             return self._greet(client, request)
         if not client.greeted:
             return protocol.Failure("say hello first")
         match request:
             case protocol.Lookup():
-                return self._look_up(client, request)
+                return self._look_up(request)
             case protocol.Offer():
                 return self._take(client, request.runs)
             case protocol.Ask():
                 return self._status(request.reclaim)
-        client.leasing = False  # Done, which nobody waits for an answer to
-        return None
+        return protocol.Failure("not a request")
 
     def _greet(self, client: Client, hello: protocol.Hello) -> protocol.Reply:
         if hello.version != protocol.VERSION:
@@ -254,14 +250,12 @@ class Server:
             protocol.VERSION, os.getpid(), store.seed, store.written
         )
 
-    def _look_up(self, client: Client, request: protocol.Lookup) -> protocol.Reply:
-        client.leasing = True
+    def _look_up(self, request: protocol.Lookup) -> protocol.Reply:
         prints = protocol.integers(request.prints).view(np.uint64)
         slots = self._store.lookup(prints)
         return protocol.Slots(slots.tobytes(), self._store.written)
 
     def _take(self, client: Client, raw: bytes) -> protocol.Reply:
-        client.leasing = True
         pairs = protocol.integers(raw).reshape(-1, 2)
         pages = int(pairs[:, 1].sum()) if (pairs > 0).all() else 0
         if not 0 < pages <= protocol.MOST_PAGES or int(pairs.max()) > 2**51:
@@ -311,21 +305,21 @@ class Server:
         self._held_back = ""
         if not len(used):
             return
-        leasing = [client.pid for client in self._clients if client.leasing]
-        if leasing:
-            self._held_back = f"process {leasing[0]} is in the middle of a merge"
-            self._reclaim_at = time.monotonic() + 1.0
-            return
-        try:
-            live = self._twice_seen()
-        except (OSError, MemoryError) as error:
-            self._held_back = f"cannot look at every process: {error}"
-            return
-        if live is None:
-            return
-        dead = used[~live[used]]
-        self._store.drop(dead)
-        self._reclaimed += len(dead)
+        with self._store.exclusive() as holder:
+            if holder is not None:
+                self._held_back = f"process {holder} is in the middle of a merge"
+                self._reclaim_at = time.monotonic() + 1.0
+                return
+            try:
+                live = self._twice_seen()
+            except (OSError, MemoryError) as error:
+                self._held_back = f"cannot look at every process: {error}"
+                return
+            if live is None:
+                return
+            dead = used[~live[used]]
+            self._store.drop(dead)
+            self._reclaimed += len(dead)
 
     def _twice_seen(self) -> npt.NDArray[np.bool_] | None:
         """Look twice which slots are mapped; None if some process does not say."""
@@ -357,9 +351,10 @@ def _send(
     connection: socket.socket, reply: protocol.Reply, fds: list[int] | None = None
 ) -> bool:
     """Send without waiting; a client that does not read its answers is dropped."""
-    try:
-        socket.send_fds(
-            connection, [protocol.encode(reply)], fds or [], socket.MSG_DONTWAIT
+    beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, np.array(fds or [], "<i4"))]
+    try:  # not socket.send_fds: it drops the flags it is given (Python 3.11 to 3.13)
+        connection.sendmsg(
+            [protocol.encode(reply)], beside if fds else [], socket.MSG_DONTWAIT
         )
     except OSError:
         return False
