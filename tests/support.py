@@ -56,6 +56,7 @@ class Daemon:
             **popen,
         )
         self.pid = self.process.pid
+        self._runtime, self.watcher = runtime, None
         poll(self._answers)
 
     def _answers(self):
@@ -73,6 +74,14 @@ class Daemon:
         """List its open descriptors, by number."""
         return sorted(map(int, os.listdir(f"/proc/{self.pid}/fd")))
 
+    def quiet_fds(self):
+        """List its open descriptors once it has no client but one of ours."""
+        if self.watcher is None:
+            self.watcher = Raw(self._runtime)
+            self.watcher.greet()
+        poll(lambda: self.watcher.ask(protocol.Ask()).clients == 1)
+        return self.fds()
+
     def limit(self, which, soft):
         """Set a soft limit of it; None lifts it as far as it goes."""
         _, hard = resource.prlimit(self.pid, which)
@@ -86,6 +95,8 @@ class Daemon:
     def end(self):
         self.process.kill()
         self.process.wait()
+        if self.watcher:
+            self.watcher.socket.close()
 
 
 class Raw:
@@ -179,8 +190,13 @@ class Deeds:
         libc.mmap(*hole, -1, 0)
         self.memory[name] = spare
 
+    def take_lease(self):
+        """Be in the middle of a merge from now on."""
+        self.ask(protocol.Lookup(b"\0" * 8))
+        session.current._store.lease().__enter__()
+
     def ask(self, request):
-        """Say something on the session's connection, beginning a lease perhaps."""
+        """Say something on the session's connection."""
         if session.current._store is None:
             session.current._store = RemoteStore()
         store = session.current._store

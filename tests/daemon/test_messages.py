@@ -1,0 +1,332 @@
+"""Nothing that a client says, or leaves unsaid, harms the daemon or the others."""
+
+import array
+import itertools
+import os
+import signal
+import socket
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import sksm
+from sksm.daemon import client, protocol
+from sksm.daemon.client import RemoteStore
+from sksm.errors import DaemonUnreachable, SksmError
+from sksm.spans import PAGE_SIZE
+from tests.support import Memory, Raw, anonymous_pages, content, start_child
+
+HELLO = protocol.Hello(protocol.VERSION)
+
+
+def runs(*pairs):
+    return np.array(pairs, np.int64).tobytes()
+
+
+MALFORMED = {
+    "garbage": b"\xc1\xff garbage",
+    "half a message": protocol.encode(protocol.Lookup(b"x" * 800))[:99],
+    "two messages in one": protocol.encode(HELLO) * 2,
+    "no known tag": msgspec.msgpack.encode({"type": "Reboot"}),
+    "an answer": protocol.encode(protocol.Slots(b"", 0)),
+    "a number": msgspec.msgpack.encode(7),
+    "a wrong type": msgspec.msgpack.encode({"type": "Lookup", "prints": 7}),
+    "a missing field": msgspec.msgpack.encode({"type": "Offer"}),
+    "deep nesting": b"\x91" * 60_000 + b"\xc0",
+    "a giant announced": b"\xdd\xff\xff\xff\xff",
+    "prints of odd length": protocol.Lookup(b"x" * 13),
+    "too many prints": protocol.Lookup(b"x" * 8 * (protocol.MOST_PAGES + 1)),
+    "runs of odd length": protocol.Offer(b"x" * 17),
+    "half a run": protocol.Offer(b"\1" * 8),
+    "no runs": protocol.Offer(b""),
+    "an empty run": protocol.Offer(runs((1000, 0))),
+    "a run before the start": protocol.Offer(runs((-1, 2))),
+    "a negative count": protocol.Offer(runs((1000, -2))),
+    "a huge count": protocol.Offer(runs((1000, 2**62))),
+    "counts that overflow": protocol.Offer(
+        runs((1, 2**62), (1, 2**62), (1, 2**63 - 1))
+    ),
+    "a page number out of this world": protocol.Offer(runs((2**62, 1))),
+    "one page too many": protocol.Offer(runs((1000, protocol.MOST_PAGES), (9000, 1))),
+    "another version": protocol.Hello(protocol.VERSION + 1),
+    "no version": msgspec.msgpack.encode({"type": "Hello", "version": "one"}),
+}
+
+
+def serves(runtime):
+    """Another client is served, and its bytes come back right."""
+    with Raw(runtime) as other:
+        welcome = other.greet()
+        assert welcome.version == protocol.VERSION
+        memory = Memory(4)
+        memory.rows[:] = content(5, 4)
+        first = memory.span.start // PAGE_SIZE
+        reply = other.ask(protocol.Offer(runs((first, 4))))
+        assert reply.refusal == ""
+        assert len(set(np.frombuffer(reply.slots, np.int64).tolist())) == 4
+    return True
+
+
+@pytest.mark.parametrize("message", MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_malformed_message_ends_that_connection_and_nothing_else(
+    runtime, daemon, message
+):
+    """The sender is told why; the others are served; no descriptor stays open."""
+    serves(runtime)
+    open_before = daemon.quiet_fds()
+    with Raw(runtime) as bad:
+        bad.greet()
+        reply = bad.ask(message)
+        assert isinstance(reply, protocol.Failure)
+        assert bad.hear() is None
+        assert serves(runtime)
+    assert daemon.quiet_fds() == open_before
+
+
+@pytest.mark.parametrize(
+    "request_", [protocol.Lookup(b""), protocol.Offer(b""), protocol.Ask()]
+)
+def test_a_request_before_hello_is_refused(runtime, daemon, request_):
+    """Nobody is answered who has not told his version."""
+    with Raw(runtime) as rude:
+        assert "hello" in rude.ask(request_).message
+        assert rude.hear() is None
+    assert serves(runtime)
+
+
+@pytest.mark.root
+def test_a_client_of_another_user_is_refused_and_told(runtime, daemon, monkeypatch):
+    """Even root's daemon shares nothing with anybody else: another trust domain."""
+    runtime.chmod(0o711)
+    monkeypatch.chdir(runtime)  # what is above it may be closed to others
+    (runtime / "sksmd.sock").chmod(0o666)
+    os.seteuid(65534)
+    try:
+        with Raw(Path()) as other:
+            assert "uid 0 and nobody else" in other.hear().message
+            assert other.hear() is None
+    finally:
+        os.seteuid(0)
+    assert serves(runtime)
+
+
+def test_an_oversized_message_is_refused(runtime, daemon):
+    """More than a message may hold is cut off by the kernel, and noticed."""
+    with Raw(runtime) as big:
+        big.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        big.greet()
+        reply = big.ask(b"\xc6" + b"x" * (protocol.LARGEST + 1))
+        assert f"more than {protocol.LARGEST} bytes" in reply.message
+    assert serves(runtime)
+
+
+def test_descriptors_sent_to_the_daemon_are_not_taken(daemon):
+    """They would be a way to fill its table of open files."""
+    open_before = daemon.quiet_fds()
+    passed = array.array("i", [0] * 8).tobytes()
+    for _ in range(20):
+        daemon.watcher.socket.sendmsg(
+            [protocol.encode(protocol.Ask())],
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)],
+        )
+        assert isinstance(daemon.watcher.hear(), protocol.Status)
+    assert daemon.fds() == open_before
+
+
+def test_a_client_that_never_reads_its_answers_is_dropped(runtime, daemon):
+    """Waiting for it would be waiting for ever."""
+    with Raw(runtime) as deaf:
+        deaf.greet()
+        ask = itertools.repeat(protocol.Lookup(b"\1" * 8 * 4000))
+        with pytest.raises(ConnectionError):
+            list(map(deaf.say, ask))
+    assert serves(runtime)
+
+
+def test_clients_that_leave_at_any_moment_leave_nothing_behind(runtime, daemon):
+    """Before hello, after it, with a request under way, with an answer unread."""
+    serves(runtime)
+    open_before = daemon.quiet_fds()
+    pages = anonymous_pages(64)
+    first = np.frombuffer(pages, np.uint8).ctypes.data // PAGE_SIZE
+    for sayings in (
+        [],
+        [HELLO],
+        [HELLO, HELLO],
+        [HELLO, protocol.Offer(runs((first, 64)))],
+        [HELLO, protocol.Lookup(b"\1" * 8), protocol.Lookup(b"\2" * 8)],
+        [b""],
+    ):
+        with Raw(runtime) as brief:
+            for saying in sayings:
+                brief.say(saying)
+    assert serves(runtime)
+    assert daemon.quiet_fds() == open_before
+
+
+def test_a_client_killed_in_the_middle_of_a_request_is_forgotten(runtime, daemon):
+    """Its memory is read, or not; the daemon goes on either way."""
+    serves(runtime)
+    open_before = daemon.quiet_fds()
+
+    def offer_and_die():
+        rows = np.frombuffer(anonymous_pages(4096), np.uint8).reshape(-1, PAGE_SIZE)
+        rows[:, 0] = 1
+        one = Raw(runtime)
+        one.greet()
+        one.say(protocol.Offer(runs((rows.ctypes.data // PAGE_SIZE, 4096))))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for pid in [start_child(offer_and_die) for _ in range(8)]:
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert serves(runtime)
+    assert daemon.quiet_fds() == open_before
+
+
+def test_a_dead_client_whose_child_holds_the_line_is_forgotten(runtime, daemon):
+    """The end of the process counts, not the end of the connection."""
+    serves(runtime)
+    open_before = daemon.quiet_fds()
+    near, far = os.pipe()
+
+    def leave_a_child():
+        one = Raw(runtime)
+        one.greet()
+        one.ask(protocol.Lookup(b"\0" * 8))
+        if os.fork() == 0:
+            os.close(far)
+            os.read(near, 1)
+
+    assert os.waitpid(start_child(leave_a_child), 0)[1] == 0
+    assert daemon.quiet_fds() == open_before
+    assert daemon.status(reclaim=True).held_back == ""
+    os.close(near)
+    os.close(far)
+
+
+def test_pages_that_are_not_there_are_refused_with_the_reason(runtime, daemon):
+    """A hole in a run: none of the request is taken, and why is said."""
+    with Raw(runtime) as one:
+        one.greet()
+        reply = one.ask(protocol.Offer(runs((1, 3))))
+        assert reply.refusal.startswith("unmapped meanwhile")
+        assert np.frombuffer(reply.slots, np.int64).tolist() == [-1, -1, -1]
+
+
+fields = st.one_of(
+    st.none(), st.integers(-(2**63), 2**63), st.binary(max_size=64), st.text(max_size=9)
+)
+tags = st.sampled_from(["Hello", "Lookup", "Offer", "Ask", "Status", "x"])
+names = st.sampled_from(["version", "prints", "runs", "reclaim", "type"])
+
+
+@given(
+    message=st.one_of(
+        st.binary(min_size=1, max_size=300),
+        st.builds(
+            lambda tag, rest: msgspec.msgpack.encode({**rest, "type": tag}),
+            tags,
+            st.dictionaries(names, fields, max_size=3),
+        ),
+    ),
+    polite=st.booleans(),
+)
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_no_message_whatever_ends_the_daemon(runtime, daemon, message, polite):
+    """Any bytes, and any fields in the place of others."""
+    with Raw(runtime) as one:
+        if polite:
+            one.greet()
+        one.say(message)
+    assert daemon.status().pid == daemon.pid
+
+
+class Impostor:
+    """Something that listens where sksmd should, and gives set answers."""
+
+    def __init__(self, runtime, answers):
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(runtime / "sksmd.sock"))
+        self._listener.listen()
+        self._pool = os.memfd_create("impostor")
+        os.ftruncate(self._pool, 64 * PAGE_SIZE)
+        self.pid = start_child(lambda: self._serve(answers))
+
+    def _serve(self, answers):
+        while True:
+            line, _ = self._listener.accept()
+            for answer in answers:
+                if not line.recv(protocol.LARGEST):
+                    break
+                if isinstance(answer, protocol.Welcome):
+                    socket.send_fds(line, [protocol.encode(answer)], [self._pool])
+                elif answer is not None:
+                    line.send(answer if isinstance(answer, bytes) else encode(answer))
+            else:
+                line.recv(protocol.LARGEST)
+            line.close()
+
+    def end(self):
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self._listener.close()
+        os.close(self._pool)
+
+
+encode = protocol.encode
+WELCOME = protocol.Welcome(protocol.VERSION, 1, 7, 0)
+
+
+def slots(*numbers):
+    return protocol.Slots(np.array(numbers, np.int64).tobytes(), 64)
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ([b"\xc1 nonsense"], "not sksmd"),
+        ([protocol.Failure("no time")], "sksmd refused: no time"),
+        ([slots(1)], "out of turn"),
+        ([WELCOME, WELCOME], "out of turn"),
+        ([WELCOME, b"x" * (protocol.LARGEST + 9)], "not sksmd"),
+        ([WELCOME, slots(0, 1)], "miscounts"),
+        ([WELCOME, slots(0, 1, 2, 64)], "slots it has not"),
+        ([WELCOME, slots(0, 1, 2, 2**61)], "slots it has not"),
+        ([WELCOME, slots(0, 1, 2, 3), WELCOME], None),  # bytes differ: changed
+        ([None], "no answer in"),
+        ([WELCOME, None], "no answer in"),
+    ],
+)
+def test_whatever_the_daemon_answers_the_bytes_stay(
+    runtime, monkeypatch, answers, message
+):
+    """It is a hint, compared before it is believed; nonsense is a clear error."""
+    monkeypatch.setattr(client, "PATIENCE_SECONDS", 0.3)
+    impostor = Impostor(runtime, answers)
+    some = Memory(4)
+    some.rows[:] = content(3, 4)
+    try:
+        if message:
+            kinds = (DaemonUnreachable, SksmError)
+            with pytest.raises(kinds, match=message):
+                sksm.merge(some.rows)
+        else:
+            assert sksm.merge(some.rows).changed == 4
+        assert (some.rows == content(3, 4)).all()
+    finally:
+        impostor.end()
+
+
+def test_a_client_of_another_version_is_told_what_to_do(runtime, daemon, monkeypatch):
+    """After an update the old daemon is still there: the message says how to end it."""
+    monkeypatch.setattr(protocol, "VERSION", protocol.VERSION + 1)
+    with pytest.raises(SksmError, match=f"version.*kill {daemon.pid}"):
+        RemoteStore(start=False)
