@@ -23,6 +23,9 @@ class KeptStore(LocalStore):
     def close(self):
         pass
 
+    def alive(self):
+        return True
+
 
 @pytest.fixture
 def here(monkeypatch):

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -57,22 +58,16 @@ def test_protection_is_kept(twins, prot):
         assert (each.rows == content).all()
 
 
-def test_read_only_memory_stays_unwritable(worker):
+def test_read_only_memory_stays_unwritable(twins):
     """A write is SIGSEGV, as it was before."""
-    process = worker(
-        "import ctypes, sksm, mmap, numpy as np\n"
-        "from sksm.linux import libc\n"
-        "from sksm import session\n"
-        "from sksm.store.local import LocalStore\n"
-        "session.current._store = LocalStore()\n"
-        "rows = sksm.empty((4, 4096), np.uint8)\n"
-        "rows[:] = 7\n"
-        "libc.mprotect(rows.ctypes.data, rows.nbytes, libc.PROT_READ)\n"
-        "print(sksm.merge(rows).stored, flush=True)\n"
-        "ctypes.memset(rows.ctypes.data, 1, 1)\n"
-    )
-    assert process.answer() == "1"
-    assert process.process.wait(30) == -11
+    one, _ = twins(4)
+    one.protect(libc.PROT_READ)
+    assert sksm.merge_range(*merged_part(one)).stored == 4
+    pid = os.fork()
+    if pid == 0:
+        ctypes.memset(one.address, 1, 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGSEGV
 
 
 def test_code_still_runs_after_its_pages_were_merged(twins):
