@@ -69,22 +69,27 @@ class Pool:
         """
         slots = self._choose(len(rows))
         self._grow(int(slots[-1]) + 1)
-        breaks = np.flatnonzero(np.diff(slots) != 1) + 1
         at = 0
-        for part in np.split(slots, breaks):
-            _write_all(self.fd, rows[at : at + len(part)], int(part[0]) * PAGE_SIZE)
-            at += len(part)
+        try:
+            for part in _straight(slots):
+                _write_all(self.fd, rows[at : at + len(part)], int(part[0]) * PAGE_SIZE)
+                at += len(part)
+        except OSError:
+            self._punch(slots)  # some were written
+            raise
         self._free = self._free[~np.isin(self._free, slots, assume_unique=True)]
         self.slots = max(self.slots, int(slots[-1]) + 1)
         return slots
 
     def free(self, slots: npt.NDArray[np.int64]) -> None:
         """Give slots back that nobody maps, ascending."""
-        breaks = np.flatnonzero(np.diff(slots) != 1) + 1
-        for part in np.split(slots, breaks):
-            if len(part):
-                _punch(self.fd, int(part[0]) * PAGE_SIZE, len(part) * PAGE_SIZE)
+        self._punch(slots)
         self._free = np.union1d(self._free, slots)
+
+    def _punch(self, slots: npt.NDArray[np.int64]) -> None:
+        for part in _straight(slots):
+            where = (int(part[0]) * PAGE_SIZE, len(part) * PAGE_SIZE)
+            libc.fallocate(self.fd, _PUNCH, *where)
 
     def _choose(self, count: int) -> npt.NDArray[np.int64]:
         """Pick a straight run of free slots; scattered ones if many are free."""
@@ -127,5 +132,7 @@ def _write_all(fd: int, rows: npt.NDArray[np.uint8], offset: int) -> None:
         left, offset = left[done:], offset + done
 
 
-def _punch(fd: int, offset: int, size: int) -> None:
-    libc.fallocate(fd, _PUNCH, offset, size)
+def _straight(slots: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Cut ascending slots into runs without a gap."""
+    breaks = np.flatnonzero(np.diff(slots) != 1) + 1
+    return np.split(slots, breaks) if len(slots) else []
