@@ -8,6 +8,7 @@ and its request is answered when the daemon is up.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -22,6 +23,7 @@ from sksm.errors import DaemonUnreachable, NotPermitted
 
 _BACKLOG = 128
 _LOG = "sksmd.log"
+_FULL_TABLE = (errno.EMFILE, errno.ENFILE)  # ours, which the caller explains
 _PATIENCE = struct.pack("@ll", 60, 0)  # struct timeval
 
 
@@ -113,6 +115,8 @@ def _spawn(listener: socket.socket) -> None:
         except (OSError, subprocess.SubprocessError) as error:
             with contextlib.suppress(OSError):
                 runtime.socket_path().unlink()
+            if isinstance(error, OSError) and error.errno in _FULL_TABLE:
+                raise
             raise DaemonUnreachable(f"sksmd could not be started: {error}") from error
 
 

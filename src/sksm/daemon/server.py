@@ -351,7 +351,9 @@ def _send(
     connection: socket.socket, reply: protocol.Reply, fds: list[int] | None = None
 ) -> bool:
     """Send without waiting; a client that does not read its answers is dropped."""
-    beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, np.array(fds or [], "<i4"))]
+    beside = [
+        (socket.SOL_SOCKET, socket.SCM_RIGHTS, np.array(fds or [], "<i4").tobytes())
+    ]
     try:  # not socket.send_fds: it drops the flags it is given (Python 3.11 to 3.13)
         connection.sendmsg(
             [protocol.encode(reply)], beside if fds else [], socket.MSG_DONTWAIT
