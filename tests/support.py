@@ -215,17 +215,26 @@ class Deeds:
     def hang_up(self):
         session.current.close()
 
-    def fork(self):
+    def fork(self, *, hidden=False):
         """Leave a child behind that only lives. It dies with its stop pipe."""
         near, far = os.pipe()
+        ready, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(far)
+            if hidden:
+                self.hide()
+            os.write(tell, b"x")
             os.read(near, 1)
             os._exit(0)
-        os.close(near)
+        os.read(ready, 1)
+        for fd in (near, ready, tell):
+            os.close(fd)
         self.stop = far
         return pid
+
+    def fork_hidden(self):
+        return self.fork(hidden=True)
 
     def end_child(self, pid):
         os.close(self.stop)

@@ -1,0 +1,140 @@
+"""What the daemon may not read, it refuses with the way out."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+import sksm
+from sksm import session
+from sksm.daemon import client, protocol
+from sksm.daemon.client import RemoteStore
+from sksm.engines.pool import PoolEngine
+from sksm.errors import NotPermitted
+from sksm.linux import libc
+from sksm.pipeline import merge
+from sksm.process.local import ThisProcess
+from sksm.store import local
+from sksm.store.local import LocalStore
+from tests.support import Memory, content, in_child
+
+ordinary = pytest.mark.skipif(os.getuid() == 0, reason="root may look at everything")
+
+
+def test_yamas_refusal_is_counted_and_named(monkeypatch):
+    """process_vm_readv gives EPERM: the sysctl is in the reason, the bytes stay."""
+    store, some = LocalStore(), Memory(4)
+    some.rows[:] = content(1, 4)
+
+    def forbidden(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(local, "read_pages", forbidden)
+    with ThisProcess(pinned=True) as space, store.lease():
+        report = merge(space, some.span, engine=PoolEngine(store))
+
+    assert report.refused == 4
+    assert "kernel.yama.ptrace_scope" in next(iter(report.reasons))
+    assert (some.rows == content(1, 4)).all()
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("scope", "named"), [("0\n", False), ("1\n", True), ("2\n", False), (None, False)]
+)
+def test_the_daemon_is_named_as_tracer_where_yama_asks_for_it(
+    daemon, monkeypatch, tmp_path, scope, named
+):
+    """Scope 1 lets those read whom a process names; others it does not help."""
+    calls = []
+    monkeypatch.setattr(client, "_YAMA", tmp_path / "ptrace_scope")
+    monkeypatch.setattr(client.libc, "prctl", lambda *args: calls.append(args))
+    if scope:
+        Path(client._YAMA).write_text(scope)
+
+    RemoteStore(start=False).close()
+
+    expected = [(libc.PR_SET_PTRACER, daemon.pid, 0, 0, 0)] if named else []
+    assert calls == expected
+
+
+def test_a_kernel_without_yama_is_no_obstacle(daemon, monkeypatch, tmp_path):
+    """PR_SET_PTRACER is EINVAL there; the scope file and the call may disagree."""
+
+    def unknown(*_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    (tmp_path / "ptrace_scope").write_text("1\n")
+    monkeypatch.setattr(client, "_YAMA", tmp_path / "ptrace_scope")
+    monkeypatch.setattr(client.libc, "prctl", unknown)
+    some = Memory(4)
+    some.rows[:] = content(1, 4)
+    assert sksm.merge(some.rows).stored == 4
+
+
+@ordinary
+def test_a_process_that_may_not_be_looked_at_keeps_every_slot(daemon, puppets):
+    """It may map any of them: nothing is given back, and the reason is told."""
+    keeps, hides = puppets(), puppets()
+    for puppet in (keeps, hides):
+        puppet.fill("data", 1, 16)
+        puppet.merge("data")
+    keeps.end()
+    hides.hide()
+
+    status = daemon.status(reclaim=True)
+
+    assert (status.slots, status.reclaimed) == (16, 0)
+    assert str(hides.pid) in status.held_back
+    assert hides.intact("data")
+    hides.end()
+    assert daemon.status(reclaim=True).slots == 0
+
+
+@ordinary
+def test_a_child_of_a_client_that_may_not_be_looked_at_keeps_every_slot(
+    daemon, puppets
+):
+    """It was never a client itself, and is younger than the daemon."""
+    parent = puppets()
+    parent.fill("data", 1, 16)
+    parent.merge("data")
+    child = parent.fork_hidden()
+    parent.write("data", 0, 16)
+
+    status = daemon.status(reclaim=True)
+    assert (status.slots, status.reclaimed) == (16, 0)
+    assert str(child) in status.held_back
+
+    parent.end_child(child)
+    assert daemon.status(reclaim=True).slots == 0
+
+
+@ordinary
+def test_a_program_that_hides_from_itself_gets_a_clear_error(runtime):
+    """Not dumpable, its own /proc files belong to root."""
+
+    def hide_and_merge():
+        some = Memory(4)
+        some.rows[:] = content(1, 4)
+        libc.prctl(libc.PR_SET_DUMPABLE, 0, 0, 0, 0)
+        with pytest.raises(NotPermitted, match="PR_SET_DUMPABLE"):
+            sksm.merge(some.rows)
+        assert (some.rows == content(1, 4)).all()
+        libc.prctl(libc.PR_SET_DUMPABLE, 1, 0, 0, 0)
+        assert sksm.merge(some.rows).stored == 4
+
+    in_child(hide_and_merge)
+
+
+def test_a_lease_ends_with_every_merge(daemon):
+    """Also with one that failed: nothing keeps the daemon from reclaiming."""
+    some = Memory(4)
+    sksm.merge(some.rows)
+    with pytest.raises(OSError, match="not mapped"):
+        sksm.merge_range(1 << 46, 4096)
+    assert daemon.status(reclaim=True).held_back == ""
+    if session.current._store is not None:
+        reply = session.current._store._ask(protocol.Ask(True), protocol.Status)
+        assert reply[0].held_back == ""

@@ -1,0 +1,101 @@
+"""No memory left for the pool: a counted refusal, and everything as it was."""
+
+import errno
+import os
+import resource
+
+import numpy as np
+import pytest
+
+import sksm
+from sksm.process import reading
+from sksm.spans import PAGE_SIZE, Span
+from sksm.store import local, pool
+from sksm.store.local import LocalStore
+from tests.support import Memory, content
+
+FULL = "no memory left for the pool"
+
+
+def refused(report, pages):
+    return report.refused == pages and FULL in "".join(report.reasons)
+
+
+def test_a_full_pool_is_a_counted_refusal_until_there_is_room(daemon):
+    """The daemon may not write one byte; then it may again."""
+    some = Memory(8)
+    some.rows[:] = content(1, 8)
+    daemon.limit(resource.RLIMIT_FSIZE, 0)
+
+    assert refused(sksm.merge(some.rows), 8)
+    assert (some.rows == content(1, 8)).all()
+    assert daemon.status().pool_bytes == 0
+
+    daemon.limit(resource.RLIMIT_FSIZE, None)
+    assert sksm.merge(some.rows).stored == 8
+    assert (some.rows == content(1, 8)).all()
+
+
+def test_a_pool_that_fills_up_within_a_request_takes_none_of_it(daemon):
+    """Half of the pages were written: they are given back, nobody learns of them."""
+    first, second = Memory(8), Memory(64)
+    first.rows[:], second.rows[:] = content(1, 8), content(2, 64)
+    sksm.merge(first.rows)
+    daemon.limit(resource.RLIMIT_FSIZE, 40 * PAGE_SIZE)
+
+    assert refused(sksm.merge(second.rows), 64)
+    assert (second.rows == content(2, 64)).all()
+    status = daemon.status()
+    assert status.slots == 8
+    assert status.pool_bytes == 8 * PAGE_SIZE
+
+    third = Memory(8)  # what is known needs no room
+    third.rows[:] = content(1, 8)
+    assert sksm.merge(third.rows).merged == 8
+    daemon.limit(resource.RLIMIT_FSIZE, None)
+    assert sksm.merge(second.rows).stored == 64
+    for memory, seed, pages in ((first, 1, 8), (second, 2, 64), (third, 1, 8)):
+        assert (memory.rows == content(seed, pages)).all()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ENOMEM, errno.EFBIG])
+@pytest.mark.parametrize("call", ["ftruncate", "pwrite"])
+def test_whatever_the_kernel_calls_it_a_lack_of_memory_is_a_refusal(
+    monkeypatch, code, call
+):
+    """Growing the file and filling it fail alike, and the store goes on."""
+    store, some = LocalStore(), Memory(4)
+    some.rows[:] = content(1, 4)
+
+    def lacking(*_):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.os, call, lacking)
+        slots, fresh, why = store.offer(os.getpid(), [some.span])
+        assert slots.tolist() == [-1] * 4
+        assert not fresh.any()
+        assert why.startswith(FULL)
+        assert os.strerror(code) in why
+
+    slots, fresh, why = store.offer(os.getpid(), [some.span])
+    assert (slots.tolist(), why) == ([0, 1, 2, 3], "")
+    there = os.pread(store.pool, 4 * PAGE_SIZE, 0)
+    assert there == some.rows.tobytes()
+    store.close()
+
+
+def test_a_daemon_without_memory_for_a_request_refuses_it(monkeypatch):
+    """Room for the pages to be read into is memory, too."""
+    store = LocalStore()
+
+    def lacking(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(local, "read_pages", lacking)
+    with pytest.raises(MemoryError):  # the server makes a refusal of it
+        store.offer(os.getpid(), [Span(0, PAGE_SIZE)])
+    monkeypatch.undo()
+    assert local.read_pages is reading.read_pages
+    assert np.array_equal(store.lookup(np.zeros(2, np.uint64)), [-1, -1])
+    store.close()
