@@ -273,7 +273,7 @@ def run(machine, **limits):
 
 def test_every_process_reads_what_it_wrote(programs):
     """Through merges, forks, resizes, protections, frees and ends, in any order."""
-    run(programs, max_examples=40, stateful_step_count=40)
+    run(programs, max_examples=120, stateful_step_count=50)
 
 
 @pytest.mark.slow

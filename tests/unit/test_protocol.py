@@ -13,7 +13,6 @@ REQUESTS = [
     protocol.Hello(3),
     protocol.Lookup(b"12345678"),
     protocol.Offer(b"\0" * 16),
-    protocol.Done(),
     protocol.Ask(reclaim=True),
 ]
 REPLIES = [
