@@ -7,11 +7,13 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import psutil
 
 import sksm
+from bench.results import Wrong
 from sksm import session
 from sksm.daemon.runtime import OVERRIDE
 from sksm.spans import PAGE_SIZE
@@ -25,7 +27,8 @@ def own() -> Iterator[int]:
         session.current.close()
         os.environ[OVERRIDE] = directory
         try:
-            yield _start()
+            with _surviving(_start(), Path(directory, "sksmd.log")) as pid:
+                yield pid
         finally:
             session.current.close()
             _end()
@@ -33,6 +36,22 @@ def own() -> Iterator[int]:
                 del os.environ[OVERRIDE]
             else:
                 os.environ[OVERRIDE] = before
+
+
+@contextlib.contextmanager
+def _surviving(pid: int, log: Path) -> Iterator[int]:
+    """Make sure that the daemon lives through the block, and is not another one.
+
+    Raises:
+        Wrong: it does not, with the last it said; whatever else went wrong then
+            went wrong because of that.
+    """
+    try:
+        yield pid
+    finally:
+        if sksm.stats().daemon_pid != pid:
+            said = log.read_text().splitlines()[-1:] if log.exists() else []
+            raise Wrong(f"the daemon ended in the middle: {''.join(said)}")
 
 
 def _start() -> int:
