@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from sksm.fingerprints import fingerprint, of_zeros
 from sksm.process.reading import read_pages
-from sksm.spans import Span
+from sksm.spans import PAGE_SIZE, Span
 from sksm.store import UNSEEN
 from sksm.store.index import Index
 from sksm.store.pool import POOL_NAME, Pool
 
+_GROUP_PAGES = (
+    128  # read, hashed and written at a time: half a cache of the second level
+)
 FULL = "no memory left for the pool"
 _LACK = (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT)
 
@@ -59,6 +64,23 @@ class LocalStore:
         """Nothing reclaims slots of this store behind its owner's back."""
         yield
 
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[int | None]:
+        """Keep clients from taking leases until the block ends.
+
+        Yields:
+            None; or a process that has one, and then there is no keeping.
+        """
+        try:
+            fcntl.flock(self.pool, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield _lock_holder(os.fstat(self.pool).st_ino)
+            return
+        try:
+            yield None
+        finally:
+            fcntl.flock(self.pool, fcntl.LOCK_UN)
+
     def lookup(self, prints: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Find each fingerprint's slot; `UNSEEN` where there is none."""
         slots = self._index.lookup(prints)
@@ -71,16 +93,20 @@ class LocalStore:
         """Copy pages of a process into the pool, unless equal ones are there."""
         pieces = list(spans)
         pages = sum(piece.pages for piece in pieces)
-        nothing = np.full(pages, UNSEEN, np.int64), np.zeros(pages, bool)
+        slots, fresh = np.full(pages, UNSEEN, np.int64), np.zeros(pages, bool)
         if os.getpid() != self._owner:  # a forked child: two writers, one pool
-            return *nothing, "the store belongs to the parent process"
-        try:
-            rows = read_pages(pid, pieces)
-        except OSError as error:
-            if error.errno not in (errno.EFAULT, errno.ESRCH, errno.EPERM):
-                raise
-            return *nothing, _unreadable(error)
-        slots, fresh, refusal = self._take(rows)
+            return slots, fresh, "the store belongs to the parent process"
+        at, refusal = 0, ""
+        for group in _groups(pieces):
+            stop = at + sum(piece.pages for piece in group)
+            try:
+                rows = read_pages(pid, group)
+                slots[at:stop], fresh[at:stop], refused = self._take(rows)
+            except OSError as error:
+                if error.errno not in (errno.EFAULT, errno.ESRCH, errno.EPERM):
+                    raise
+                refused = _unreadable(error)
+            at, refusal = stop, refusal or refused
         self.written = min(self.written, self._filled_behind(slots))
         return slots, fresh, refusal
 
@@ -101,7 +127,8 @@ class LocalStore:
         if not len(chosen):
             return slots, fresh, ""
         try:
-            placed = self._pool.put(rows[chosen])
+            everything = len(chosen) == len(rows)
+            placed = self._pool.put(rows if everything else rows[chosen])
         except OSError as error:
             if error.errno not in _LACK:
                 raise
@@ -128,6 +155,32 @@ class LocalStore:
         if len(slots):
             self._index.remove(slots)
             self._pool.free(slots)
+
+
+def _groups(spans: list[Span]) -> Iterator[list[Span]]:
+    """Cut spans into groups of `_GROUP_PAGES` pages."""
+    group: list[Span] = []
+    room = _GROUP_PAGES * PAGE_SIZE
+    for span in spans:
+        start = span.start
+        while start < span.stop:
+            group.append(Span(start, min(span.stop, start + room)))
+            room -= group[-1].size
+            start = group[-1].stop
+            if not room:
+                yield group
+                group, room = [], _GROUP_PAGES * PAGE_SIZE
+    if group:
+        yield group
+
+
+def _lock_holder(inode: int) -> int:
+    """Find who holds a lock on a file, in /proc/locks; 0 if it just let go."""
+    for line in Path("/proc/locks").read_text().splitlines():
+        *_, pid, file, _first, _last = line.split()
+        if file.endswith(f":{inode}"):
+            return int(pid)
+    return 0
 
 
 def _unreadable(error: OSError) -> str:
