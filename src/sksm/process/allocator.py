@@ -7,9 +7,12 @@ allocators that were seen not to do that may free merged memory unwatched.
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 from sksm.linux import libc, maps
+
+_BLOCK = 64 << 20  # bytes; glibc maps what is over 32 MiB by itself, for sure
 
 
 def unsafe() -> str | None:
@@ -18,12 +21,45 @@ def unsafe() -> str | None:
     glibc trims by `munmap`, by `brk`, and by MADV_DONTNEED only where calloc
     clears again. Nothing is assumed of any other allocator.
     """
-    malloc = libc.address_of("malloc")
     loaded = maps.every_mapping("self")
-    home = next(m.path for m in loaded if m.span.start <= malloc < m.span.stop)
-    name = Path(home).name
     if any("jemalloc" in Path(mapping.path).name for mapping in loaded):
         return "jemalloc counts on MADV_DONTNEED for zeros"
-    if not name.startswith(("libc.so", "libc-")):
-        return f"not known what the allocator in {name} expects of freed memory"
+    if not _glibc_serves():
+        malloc = libc.address_of("malloc")
+        home = next(m.path for m in loaded if m.span.start <= malloc < m.span.stop)
+        return f"not known what the allocator in {home} expects of freed memory"
     return None
+
+
+class _mallinfo2(ctypes.Structure):  # noqa: N801  malloc.h, since glibc 2.33
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def _glibc_serves() -> bool:
+    """Say whether what malloc gives out shows in glibc's own account.
+
+    Where malloc is does not tell: in an executable that is not relocatable, such
+    as Debian's Python, its address is that of a stub there.
+    """
+    try:
+        account = ctypes.CDLL("libc.so.6").mallinfo2
+    except (OSError, AttributeError):
+        return False
+    account.restype = _mallinfo2
+    program = ctypes.CDLL(None)
+    program.malloc.argtypes, program.malloc.restype = (
+        (ctypes.c_size_t,),
+        ctypes.c_void_p,
+    )
+    program.free.argtypes = (ctypes.c_void_p,)
+    before = account().hblkhd
+    block = program.malloc(_BLOCK)
+    grown = account().hblkhd - before
+    program.free(block)
+    return bool(block) and grown >= _BLOCK
