@@ -193,7 +193,8 @@ class Deeds:
     def take_lease(self):
         """Be in the middle of a merge from now on."""
         self.ask(protocol.Lookup(b"\0" * 8))
-        session.current._store.lease().__enter__()
+        self.lease = session.current._store.lease()  # given up when it is collected
+        self.lease.__enter__()
 
     def ask(self, request):
         """Say something on the session's connection."""
@@ -293,6 +294,7 @@ def start_child(function):
     """Run `function` in a forked child; it exits with 0, or 1 after a traceback."""
     pid = os.fork()
     if pid == 0:
+        signal.alarm(110)  # a hang ends, too
         code = 1
         try:
             function()
