@@ -1,6 +1,7 @@
 """What a merge keeps: protection, execution, content, the mappings around."""
 
 import ctypes
+import faulthandler
 import os
 import signal
 
@@ -65,6 +66,7 @@ def test_read_only_memory_stays_unwritable(twins):
     assert sksm.merge_range(*merged_part(one)).stored == 4
     pid = os.fork()
     if pid == 0:
+        faulthandler.disable()
         ctypes.memset(one.address, 1, 1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGSEGV

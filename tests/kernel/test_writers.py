@@ -123,7 +123,7 @@ def test_no_write_is_lost_while_its_page_is_merged(memory, fills, way):
     sksm.merge(stable.rows)
     one.rows[:] = 1
     with writing(one.rows, FILLS[fills]) as writers:
-        for _ in range(ROUNDS):
+        for _ in range(8 if fills == "bytes" else ROUNDS):  # Python is slow
             if way == "object":
                 report = sksm.merge(one.rows)
             else:
