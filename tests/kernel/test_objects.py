@@ -176,9 +176,24 @@ def test_an_array_that_merged_cannot_be_moved_by_resize(different):
 # -- freed
 
 
-def test_memory_of_an_array_is_plain_when_it_is_freed(different):
+@pytest.fixture
+def plain(different):
+    """Give `plain(n)`: an array of n different pages of which nothing shows the pool.
+
+    Memory of objects that nobody watches goes back to malloc as it is.
+    """
+
+    def make(pages):
+        array = different(pages)
+        sksm.unmerge(array)
+        return array
+
+    return make
+
+
+def test_memory_of_an_array_is_plain_when_it_is_freed(plain):
     """Before malloc gets it, anonymous pages take the place of the pool's."""
-    one = different(64)
+    one = plain(64)
     span = span_of(one.ctypes.data)
     stored = sksm.merge(one).stored
     assert pool_pages(span) == stored > 0
@@ -187,9 +202,9 @@ def test_memory_of_an_array_is_plain_when_it_is_freed(different):
     assert pool_pages(span) == 0
 
 
-def test_a_view_keeps_merged_memory_until_the_last_reference(different):
+def test_a_view_keeps_merged_memory_until_the_last_reference(plain):
     """The owner's end counts, not the view's."""
-    base = different(64)
+    base = plain(64)
     span = span_of(base.ctypes.data)
     view = base[8:40]
     stored = sksm.merge(view).stored
@@ -203,9 +218,9 @@ def test_a_view_keeps_merged_memory_until_the_last_reference(different):
     assert pool_pages(span) == 0
 
 
-def test_parts_merged_one_by_one_are_all_given_back(different):
+def test_parts_merged_one_by_one_are_all_given_back(plain):
     """Overlapping parts, and the whole."""
-    base = different(64)
+    base = plain(64)
     span = span_of(base.ctypes.data)
     for part in (base[3:9], base[5:20], base, base[40:41]):
         sksm.merge(part)
@@ -235,9 +250,9 @@ def test_a_closed_mmap_leaves_nothing(different):
     assert pool_pages(span) == 0
 
 
-def test_freeing_in_a_forked_child_leaves_the_parents_memory(different):
+def test_freeing_in_a_forked_child_leaves_the_parents_memory(plain):
     """Both had the array; the child's end of it is the child's."""
-    one = different(64)
+    one = plain(64)
     content = one.copy()
     span = span_of(one.ctypes.data)
     stored = sksm.merge(one).stored
