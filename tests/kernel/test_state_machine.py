@@ -5,12 +5,7 @@ Whatever the order: what a process reads is what it wrote, by a shadow copy.
 
 import contextlib
 import os
-import pickle
 import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -28,65 +23,14 @@ from hypothesis.stateful import (
 from sksm.report import OUTCOMES
 from sksm.spans import PAGE_SIZE
 from tests.conftest import poll
+from tests.kernel.stage import Stage
 
 MOST = 4  # processes, and pieces of memory in each
 ANY = st.integers(0, 1 << 20)  # picks one of however many there are
-PAGES = st.integers(2, 12)
+PAGES = st.integers(1, 12)
 BOUNDS = st.tuples(st.integers(0, 11), st.integers(1, 12))
 VALUES = st.integers(0, 3)  # few, so that pages are equal; of zeros, too
-ROOT = Path(__file__).parents[2]
-
-
-class Process:
-    """One actor, and what its memory must hold."""
-
-    def __init__(self, listener):
-        self.socket, _ = listener.accept()
-        raw = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        self.pid = int.from_bytes(raw[:4], sys.byteorder)
-        self.shadow = {}  # name -> bytes
-        self.fixed = {}  # name -> for each page whether it is read-only
-        self.mapped = set()  # names of those made by mmap, not by malloc
-
-    def do(self, name, *args):
-        self.socket.send(pickle.dumps((name, args)))
-        done, value = pickle.loads(self.socket.recv(1 << 20))
-        assert done, value
-        return value
-
-    def look(self):
-        found = {n: np.frombuffer(b, np.uint8) for n, b in self.do("content").items()}
-        assert found.keys() == self.shadow.keys()
-        for name, expected in self.shadow.items():
-            wrong = np.flatnonzero(found[name] != expected)
-            assert not len(wrong), f"{name} of {self.pid} differs at {wrong[0]:#x}"
-
-    def forked(self, listener):
-        self.do("fork")
-        child = Process(listener)
-        child.shadow = {name: rows.copy() for name, rows in self.shadow.items()}
-        child.fixed = {name: list(fixed) for name, fixed in self.fixed.items()}
-        child.mapped = set(self.mapped)
-        return child
-
-
-class Stage:
-    """A socket that actors connect to, and a process from which all are forked."""
-
-    def __init__(self, path):
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.listener.bind(path)
-        self.listener.listen(2)
-        self.listener.settimeout(30)
-        self._popen = subprocess.Popen(
-            [sys.executable, "-m", "tests.kernel.actor", path], cwd=ROOT
-        )
-        self.first = Process(self.listener)
-
-    def close(self):
-        self.first.socket.close()
-        self._popen.wait(30)
-        self.listener.close()
+RUNS = st.sampled_from([10, 15])  # where a run of different pages begins
 
 
 class Programs(RuleBasedStateMachine):
@@ -99,11 +43,13 @@ class Programs(RuleBasedStateMachine):
         self.processes = []
         self.names = 0
 
-    @initialize(many=st.integers(1, 3))
-    def start(self, many):
-        self.processes = [
-            self.stage.first.forked(self.stage.listener) for _ in range(many)
-        ]
+    @initialize(sizes=st.lists(st.tuples(PAGES, PAGES), min_size=1, max_size=3))
+    def start(self, sizes):
+        for each in sizes:
+            process = self.stage.first.forked(self.stage.listener)
+            self.processes.append(process)
+            for pages in each:
+                self.add(process, pages, True, 10)
 
     def pick(self, which, *, mapped=False):
         """Choose a process and a name it has memory under; None if it has none."""
@@ -118,11 +64,18 @@ class Programs(RuleBasedStateMachine):
         first = bounds[0] % count
         return first, min(count, first + bounds[1])
 
-    @rule(which=ANY, pages=PAGES, mapped=st.booleans())
-    def make(self, which, pages, mapped):
+    @rule(
+        which=ANY,
+        pages=PAGES,
+        mapped=st.sampled_from([True, True, False]),
+        run=st.sampled_from([None, 10, 10, 15]),
+    )
+    def make(self, which, pages, mapped, run):
         process = self.processes[which % len(self.processes)]
-        if len(process.shadow) == MOST:
-            return
+        if len(process.shadow) < MOST:
+            self.add(process, pages, mapped, run)
+
+    def add(self, process, pages, mapped, run):
         self.names += 1
         name = f"m{self.names}"
         process.do("map" if mapped else "allocate", name, pages)
@@ -130,6 +83,14 @@ class Programs(RuleBasedStateMachine):
         process.fixed[name] = [False] * pages
         if mapped:
             process.mapped.add(name)
+        if run is not None:
+            self.write_pages_of_run(process, name, run, range(pages))
+
+    def write_pages_of_run(self, process, name, run, pages):
+        """Write pages that differ, in an order that occurs elsewhere, too."""
+        for page in pages:
+            at = page * PAGE_SIZE
+            self.write(process, name, at, at + PAGE_SIZE, run + page)
 
     @rule(which=ANY, bounds=BOUNDS, value=VALUES)
     def write_pages(self, which, bounds, value):
@@ -137,6 +98,13 @@ class Programs(RuleBasedStateMachine):
         if name:
             first, stop = self.pages(process, name, bounds)
             self.write(process, name, first * PAGE_SIZE, stop * PAGE_SIZE, value)
+
+    @rule(which=ANY, run=RUNS, bounds=BOUNDS)
+    def write_run(self, which, run, bounds):
+        process, name = self.pick(which)
+        if name:
+            pages = range(*self.pages(process, name, bounds))
+            self.write_pages_of_run(process, name, run, pages)
 
     @rule(which=ANY, bounds=BOUNDS, value=VALUES, at=st.sampled_from([0, 9, 4095]))
     def write_byte(self, which, bounds, value, at):
@@ -158,6 +126,12 @@ class Programs(RuleBasedStateMachine):
         process, name = self.pick(which)
         if name:
             self.add_up(process.do("merge", name))
+
+    @rule()
+    def merge_everything(self):
+        for process in self.processes:
+            for name in process.shadow:
+                self.add_up(process.do("merge", name))
 
     @rule(which=ANY, bounds=BOUNDS)
     def merge_range(self, which, bounds):
@@ -233,10 +207,10 @@ class Programs(RuleBasedStateMachine):
             os.kill(process.pid, signal.SIGKILL)
         process.socket.close()
 
-    @rule(which=ANY, often=st.integers(0, 9))
-    def kill_daemon(self, which, often):
-        pid = self.processes[which % len(self.processes)].do("daemon")
-        if pid and not often:
+    @rule(which=ANY, really=st.integers(0, 4).map(lambda number: number == 3))
+    def kill_daemon(self, which, really):
+        process = self.processes[which % len(self.processes)]
+        if really and (pid := process.do("daemon")):
             with contextlib.suppress(psutil.NoSuchProcess):
                 daemon = psutil.Process(pid)
                 daemon.kill()
@@ -271,9 +245,10 @@ def run(machine, **limits):
     )
 
 
+@pytest.mark.timeout(600)  # a failure takes long to make small
 def test_every_process_reads_what_it_wrote(programs):
     """Through merges, forks, resizes, protections, frees and ends, in any order."""
-    run(programs, max_examples=120, stateful_step_count=50)
+    run(programs, max_examples=90, stateful_step_count=50)
 
 
 @pytest.mark.slow
