@@ -18,6 +18,7 @@ _SEED = 4
 _CALLS = 1000  # a round, or as many as fit into
 _ROUND_SECONDS = 2.0
 _WARM_CALLS = 50
+_ARRAY_PAGES = 64
 _MEDIAN = Goal(at_most=150e-6)
 
 
@@ -33,17 +34,19 @@ def measure_beside(options: Options, held_bytes: int) -> Row:
     with daemon.own():
         twin = _page()
         sksm.merge(twin)
-        again, fresh, low = [], [], []
+        again, fresh, inside, low = [], [], [], []
         pool = floor.Pool(PAGE_SIZE, _SEED)
         for _ in range(options.rounds):
             low.append(_times(_floor(pool)))
             again.append(_times(_rewritten()))
             fresh.append(_times(_new()))
+            inside.append(_times(_inside()))
     row = Row(notes=[f"up to {_CALLS} calls in {_ROUND_SECONDS:.0f} s make a round"])
     row.measures = [
         *_median_and_p99("floor", "floor, median", low),
         *_median_and_p99("rewritten", "merged, then written", again, _MEDIAN),
         *_median_and_p99("fresh", "new page", fresh, _MEDIAN),
+        *_median_and_p99("inside", "page inside an array", inside, _MEDIAN),
     ]
     return row
 
@@ -89,6 +92,17 @@ def _new() -> Iterator[float]:
     """Merge a page that was just made."""
     while True:
         yield _merge(_page())
+
+
+def _inside() -> Iterator[float]:
+    """Merge every other page of an array, all alike; then of the next one."""
+    twin = _page()
+    words = len(twin)
+    while True:
+        array = memory.buffer(_ARRAY_PAGES * PAGE_SIZE)
+        array.reshape(-1, words)[:] = twin
+        for first in range(words, len(array), 2 * words):
+            yield _merge(array[first : first + words])
 
 
 def _merge(page: Words) -> float:

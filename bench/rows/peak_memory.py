@@ -1,12 +1,13 @@
 """How far memory rises while a merge is under way.
 
 Counted are the frames that client, daemon and pool hold: anonymous memory and
-page tables of both processes and the pages of the pool's file, sampled about
-every 0.2 ms by this process, which is neither. Resident size and its high-water
-mark will not do: they count a pool page in every process that maps it, and the
-pool's file not at all. The machine's available memory sees all, the kernel's own
-structures too, and whatever else the machine is doing meanwhile; so it is shown,
-and not held to the goal.
+page tables of both processes and the pages of the pool's file, sampled several
+thousand times a second by this process, which is neither. Resident size and its
+high-water mark will not do: they count a pool page in every process that maps
+it, and the pool's file not at all. The machine's available memory sees all, the
+kernel's own structures too; but also whatever else the machine is doing
+meanwhile, and it does not see free pages that wait in a processor's own list. So
+it is shown, and not held to the goal.
 """
 
 from __future__ import annotations
