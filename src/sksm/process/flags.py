@@ -32,6 +32,10 @@ def flagged_mappings(table: int, span: Span) -> list[Mapping]:
     Gives what `maps.mappings("self", span)` gives, with those flags that forbid
     a merge, in microseconds; and falls back to it before Linux 6.11. `table` is
     an open /proc/self/maps.
+
+    Of a mapping of one page, the flags that are found by a split are not told:
+    such a page is the last of its mapping, and not merged for that reason; or it
+    shows the pool, and got its flags from us.
     """
     try:
         found = list(maps.query(table, span))
@@ -47,14 +51,14 @@ def flagged_mappings(table: int, span: Span) -> list[Mapping]:
 
 def _with_flags(table: int, mapping: Mapping, part: Span) -> Mapping | None:
     """Try `mapping` for flags; None if only smaps can tell."""
-    if mapping.shared or mapping.flags or not mapping.prot & libc.PROT_READ:
-        return mapping  # out of the question already
     if mapping.path == "[stack]":
         return dataclasses.replace(mapping, flags=frozenset({"gd"}))
-    if mapping.special:
+    if _hopeless(mapping):
         return mapping
-    if mapping.span.pages < 3 or _shadow_stacks():
+    if _shadow_stacks():
         return None
+    if mapping.span.pages == 1:  # a split would not show; see `flagged_mappings`
+        return mapping
     flags = _locked(part) | _sealed(mapping, part) | _grows_down(mapping, part)
     for flag in _CLEARED:
         answer = _try_clearing(table, mapping, part, flag)
@@ -62,6 +66,12 @@ def _with_flags(table: int, mapping: Mapping, part: Span) -> Mapping | None:
             return None
         flags |= answer
     return dataclasses.replace(mapping, flags=frozenset(flags))
+
+
+def _hopeless(mapping: Mapping) -> bool:
+    """Say whether a mapping is out of the question without its flags."""
+    unreadable = not mapping.prot & libc.PROT_READ
+    return mapping.shared or mapping.special or unreadable or bool(mapping.flags)
 
 
 def _locked(part: Span) -> set[str]:
@@ -104,23 +114,22 @@ def _try_clearing(
 ) -> set[str] | None:
     """Clear a flag for one page; if that split the mapping, it was set: set again.
 
-    The page is one inside the mapping, so that a split leaves it alone, and
-    nothing that another thread maps or unmaps meanwhile looks the same. For the
+    A split shows in the next page: its mapping begins there now, which nothing
+    else that another thread maps or unmaps could bring about. For the
     microseconds between, a child forked by another thread has this page.
     """
     clear, restore = _CLEARED[flag]
-    inner = Span(mapping.span.start + PAGE_SIZE, mapping.span.stop - PAGE_SIZE)
-    page = min(max(part.start, inner.start), inner.stop - PAGE_SIZE)
+    page = min(part.start, mapping.span.stop - 2 * PAGE_SIZE)
     try:
         libc.madvise(page, PAGE_SIZE, clear)
     except OSError as error:
         if error.errno != EINVAL:
             raise
         return {"io"} if flag != "wf" else {"dp"}  # special mapping; droppable
-    around = maps.bounds(table, page)
-    if around is None:
+    behind = maps.bounds(table, page + PAGE_SIZE)
+    if behind is None:
         return None
-    if around.pages == 1:
+    if behind.start == page + PAGE_SIZE:
         libc.madvise(page, PAGE_SIZE, restore)
         return {flag}
     return set()
