@@ -44,7 +44,11 @@ class Scratch:
         self.stage = self._start
         rw = libc.PROT_READ | libc.PROT_WRITE
         # SAFETY: the first pages of what was just mapped.
-        libc.mprotect(self.stage, _STAGE_PAGES * PAGE_SIZE, rw)
+        try:
+            libc.mprotect(self.stage, _STAGE_PAGES * PAGE_SIZE, rw)
+        except OSError:
+            libc.munmap(self._start, self._bytes)
+            raise
         at = self._start + _STAGE_PAGES * PAGE_SIZE
         for item in self._exchanges:
             self.addresses.append(_beside(at, item))
