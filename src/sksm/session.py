@@ -55,22 +55,30 @@ class Session:
         """Give the merged pages of `span` private memory again; how many bytes.
 
         Raises:
-            SksmError: there is not enough memory; everything is as it was.
+            SksmError: there is not enough memory, and everything is as it was; or
+                what stood in the way of going on.
         """
-        with self._lock, ThisProcess(pinned=True) as space:
-            merged = [m for m in maps.every_mapping("self") if pages.is_pool(m)]
-            parts = [(mapping.span & span, mapping.prot) for mapping in merged]
-            wanted = sum(part.size for part, _ in parts)
-            available = psutil.virtual_memory().available
-            if wanted > available:
-                raise SksmError(
-                    f"un-merging needs {wanted} bytes of memory, and only "
-                    f"{available} are available"
-                )
-            for part, prot in parts:
-                for start in range(part.start, part.stop, _STEP):
-                    piece = Span(start, min(start + _STEP, part.stop))
-                    space.privatise(piece, prot)
+        try:
+            with self._lock, ThisProcess(pinned=True) as space:
+                return self._unmerge(space, span)
+        except OSError as error:
+            raise (_explain(error, pinned=True) or error) from error
+
+    @staticmethod
+    def _unmerge(space: ThisProcess, span: Span) -> int:
+        merged = [m for m in maps.every_mapping("self") if pages.is_pool(m)]
+        parts = [(mapping.span & span, mapping.prot) for mapping in merged]
+        wanted = sum(part.size for part, _ in parts)
+        available = psutil.virtual_memory().available
+        if wanted > available:
+            raise SksmError(
+                f"un-merging needs {wanted} bytes of memory, and only "
+                f"{available} are available"
+            )
+        for part, prot in parts:
+            for start in range(part.start, part.stop, _STEP):
+                piece = Span(start, min(start + _STEP, part.stop))
+                space.privatise(piece, prot)
         return wanted
 
     def _merge(self, span: Span, pinned: bool) -> MergeReport:
@@ -86,7 +94,7 @@ class Session:
                 return merge(space, span, engine=PoolEngine(self._store))
         except BaseException as error:
             self.close()  # an answer may be under way: no place for questions
-            if isinstance(error, OSError) and (explained := _explain(error)):
+            if isinstance(error, OSError) and (explained := _explain(error, pinned)):
                 raise explained from error
             raise
 
@@ -97,8 +105,10 @@ class Session:
             self._store = None
 
 
-def _explain(error: OSError) -> SksmError | None:
-    """Turn an errno that a user can do something about into words."""
+def _explain(error: OSError, pinned: bool) -> SksmError | None:
+    """Turn an errno into words; None for a daemon that died, and for a hole."""
+    if isinstance(error, ConnectionError):
+        return None
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return SksmError("the table of open files is full: raise `ulimit -n`")
     if error.errno in (errno.EPERM, errno.EACCES):
@@ -106,7 +116,9 @@ def _explain(error: OSError) -> SksmError | None:
             f"{error}. A process that is not dumpable (prctl PR_SET_DUMPABLE) cannot "
             "look at its own pages."
         )
-    return None
+    if error.errno == errno.ENOMEM and not pinned:
+        return None  # part of the range is not mapped
+    return SksmError(f"the kernel refused what has to be done: {error}")
 
 
 current = Session()
