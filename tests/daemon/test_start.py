@@ -1,5 +1,6 @@
 """The first user starts the daemon, and nobody notices."""
 
+import contextlib
 import os
 import socket
 import tempfile
@@ -37,9 +38,10 @@ def daemons_of(runtime):
     found = []
     for process in psutil.process_iter(["cmdline"]):
         if "sksm.daemon" in (process.info["cmdline"] or []):
-            environment = Path(f"/proc/{process.pid}/environ").read_bytes()
-            if named in environment.split(b"\0"):
-                found.append(process.pid)
+            with contextlib.suppress(OSError):  # another user's, or gone
+                environment = Path(f"/proc/{process.pid}/environ").read_bytes()
+                if named in environment.split(b"\0"):
+                    found.append(process.pid)
     return found
 
 
