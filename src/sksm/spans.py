@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+from collections.abc import Iterable, Iterator
 
 PAGE_SIZE = mmap.PAGESIZE
 
@@ -40,6 +41,23 @@ class Span:
         """Intersect; an empty span where the two do not meet."""
         start = max(self.start, other.start)
         return Span(start, max(start, min(self.stop, other.stop)))
+
+
+def groups(spans: Iterable[Span], pages: int) -> Iterator[list[Span]]:
+    """Cut spans into groups of so many pages each; the last may have fewer."""
+    group: list[Span] = []
+    room = pages * PAGE_SIZE
+    for span in spans:
+        start = span.start
+        while start < span.stop:
+            group.append(Span(start, min(span.stop, start + room)))
+            room -= group[-1].size
+            start = group[-1].stop
+            if not room:
+                yield group
+                group, room = [], pages * PAGE_SIZE
+    if group:
+        yield group
 
 
 def whole_pages(address: int, length: int) -> Span:

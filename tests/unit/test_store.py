@@ -118,7 +118,7 @@ def test_a_process_that_is_gone_is_refused_with_the_reason(store):
 def test_a_process_that_may_not_be_read_is_refused_with_the_reason(store, monkeypatch):
     """Under Yama, or when it is not dumpable, the kernel says EPERM."""
 
-    def forbid(pid, spans):
+    def forbid(*_):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr("sksm.store.local.read_pages", forbid)

@@ -19,6 +19,7 @@ from sksm.daemon import launch, protocol
 from sksm.errors import DaemonUnreachable, SksmError
 from sksm.linux import libc
 from sksm.spans import PAGE_SIZE, Span
+from sksm.store import Offered
 
 _R = TypeVar("_R", bound=protocol.Reply)
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -89,20 +90,27 @@ class RemoteStore:
         self.written = reply.written
         return self._slots(reply.slots, len(prints))
 
-    def offer(
-        self, pid: int, spans: Iterable[Span]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], str]:
+    def offer(self, pid: int, spans: Iterable[Span]) -> Offered:
         """Have the daemon take pages of this process into the pool."""
-        runs = np.array(
-            [(span.start // PAGE_SIZE, span.pages) for span in spans], np.int64
-        )
-        reply, _ = self._ask(protocol.Offer(runs.tobytes()), protocol.Offered)
-        self.written = min(self.written, reply.written)  # bounds both answers
-        slots = self._slots(reply.slots, int(runs[:, 1].sum()))
-        fresh = np.frombuffer(reply.fresh, np.bool_)
-        if len(fresh) != len(slots):
-            raise DaemonUnreachable("that is not sksmd: it miscounts")
-        return slots, fresh, reply.refusal
+        return next(self.offers(pid, [list(spans)]))
+
+    def offers(self, pid: int, parts: Iterable[list[Span]]) -> Iterator[Offered]:
+        """Say all the requests at once: the daemon works while answers are used."""
+        asked = []
+        for spans in parts:
+            runs = np.array(
+                [(span.start // PAGE_SIZE, span.pages) for span in spans], np.int64
+            )
+            self._say(protocol.Offer(runs.tobytes()))
+            asked.append(int(runs[:, 1].sum()))
+        for pages in asked:
+            reply, _ = self._hear(protocol.Offered)
+            self.written = min(self.written, reply.written)  # bounds all answers
+            slots = self._slots(reply.slots, pages)
+            fresh = np.frombuffer(reply.fresh, np.bool_)
+            if len(fresh) != len(slots):
+                raise DaemonUnreachable("that is not sksmd: it miscounts")
+            yield slots, fresh, reply.refusal
 
     def status(self, *, reclaim: bool = False) -> protocol.Status:
         """Ask how things stand; with `reclaim`, after giving back what is dead."""
@@ -121,7 +129,19 @@ class RemoteStore:
     def _ask(
         self, request: protocol.Request, kind: type[_R], fds: int = 0
     ) -> tuple[_R, list[int]]:
-        """Send a request and take its answer.
+        """Send a request and take its answer; see `_hear`."""
+        self._say(request)
+        return self._hear(kind, fds)
+
+    def _say(self, request: protocol.Request) -> None:
+        try:
+            self._connection.send(protocol.encode(request))
+        except ConnectionError:  # it hung up, and may have said why before
+            if self.alive():
+                raise
+
+    def _hear(self, kind: type[_R], fds: int = 0) -> tuple[_R, list[int]]:
+        """Take an answer.
 
         Raises:
             ConnectionError: the daemon is gone.
@@ -130,9 +150,10 @@ class RemoteStore:
         """
         try:
             try:
-                self._connection.send(protocol.encode(request))
                 data, received = protocol.receive(self._connection, fds)
-            except ConnectionError:  # it hung up, and may have said why before
+            except ConnectionError:
+                if self.alive():
+                    raise
                 data, received = protocol.receive(self._connection)
             if not data:
                 raise ConnectionResetError("the daemon hung up")

@@ -16,9 +16,16 @@ from sksm.engines import plan
 from sksm.fingerprints import fingerprint, of_zeros
 from sksm.linux.maps import Mapping
 from sksm.pages import PageBatch
-from sksm.process import CHANGED, DONE, AddressSpace, Exchange, pages_of
+from sksm.process import (
+    CHANGED,
+    DONE,
+    EXCHANGE_PAGES,
+    AddressSpace,
+    Exchange,
+    pages_of,
+)
 from sksm.report import MergeReport
-from sksm.spans import PAGE_SIZE, Span
+from sksm.spans import PAGE_SIZE, Span, groups
 from sksm.store import UNSEEN, ZERO, Store
 
 TOO_MANY_MAPPINGS = "a quarter of vm.max_map_count is used up"
@@ -32,6 +39,7 @@ class PoolEngine:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._next: tuple[int, int] | None = None  # page number, and its likely slot
+        self._all_new = False  # nobody knew a page of the last batch
 
     @property
     def pool(self) -> os.stat_result:
@@ -42,6 +50,8 @@ class PoolEngine:
         """Merge each page of `batch` with its twin, if they are equal bytes."""
         report = MergeReport()
         rest = self._continue(space, batch, report)
+        if rest and self._all_new:
+            rest = self._take(space, PageBatch(batch.mapping, rest), report)
         if rest:
             report += self._examine(space, PageBatch(batch.mapping, rest))
         return report
@@ -79,6 +89,31 @@ class PoolEngine:
         ]
         return tuple(_spans(np.concatenate(left))) if left else ()
 
+    def _take(
+        self, space: AddressSpace, batch: PageBatch, report: MergeReport
+    ) -> tuple[Span, ...]:
+        """Offer a batch unhashed, since nobody knew the one before it either.
+
+        The store fingerprints what it takes, so we need not; and it takes the
+        next part while we exchange the last.
+
+        Returns:
+            The parts of the batch that were not taken: zeros, for example.
+        """
+        parts = list(groups(batch.spans, EXCHANGE_PAGES))
+        left = []
+        for part, answer in zip(
+            parts, self._store.offers(space.pid, parts), strict=True
+        ):
+            slots, fresh, _ = answer
+            numbers = pages_of(part)
+            left.append(numbers[slots == UNSEEN])
+            self._all_new &= bool(fresh.all())
+            runs = plan.runs(numbers, slots, np.zeros(len(slots), bool))
+            runs = self._affordable(space, batch.mapping, runs, report)
+            report += self._exchange(space, batch.mapping, numbers, runs, fresh)
+        return tuple(_spans(np.concatenate(left)))
+
     def _examine(self, space: AddressSpace, batch: PageBatch) -> MergeReport:
         """Fingerprint every page, have the store take the unknown ones, exchange."""
         report = MergeReport()
@@ -86,6 +121,7 @@ class PoolEngine:
         prints = fingerprint(space.read(batch.spans), self._store.seed)
         slots = self._store.lookup(prints)
         slots[prints == of_zeros(self._store.seed)] = ZERO
+        self._all_new = bool((slots == UNSEEN).all())
         own = plan.own_gaps(numbers, slots)
         report.add(unique=own.sum())
         fresh = self._offer(space, numbers, slots, own, report)
@@ -234,6 +270,8 @@ def _exchange_of(
 
 def _spans(numbers: npt.NDArray[np.int64]) -> list[Span]:
     """Gather ascending page numbers into spans."""
+    if not len(numbers):
+        return []
     breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
     return [
         Span(int(part[0]) * PAGE_SIZE, (int(part[-1]) + 1) * PAGE_SIZE)

@@ -36,12 +36,6 @@ class Exchange:
     own: tuple[tuple[int, int], ...] = ()
     anonymous: bool = True  # dropping a page of it makes it read as zeros
 
-    def compared(self) -> list[tuple[int, int]]:
-        """List the page offsets (first, behind the last) that must be equal."""
-        edges = [0, *(edge for pair in self.own for edge in pair), self.span.pages]
-        pairs = zip(edges[::2], edges[1::2], strict=True)
-        return [(first, stop) for first, stop in pairs if first < stop]
-
 
 class AddressSpace(Protocol):
     """One process's memory: look at it, read it, exchange equal pages in it.
@@ -74,6 +68,8 @@ class AddressSpace(Protocol):
 
     def read(self, spans: Iterable[Span]) -> npt.NDArray[np.uint8]:
         """Copy whole pages out, one row a page, in the order of `spans`.
+
+        The rows are valid until the next call.
 
         Raises:
             OSError: EFAULT where some page is not mapped (any more).

@@ -16,7 +16,7 @@ from sksm.process.flags import flagged_mappings
 from sksm.process.protection import protection
 from sksm.process.reading import read_pages
 from sksm.process.script import Scratch, Script
-from sksm.spans import Span
+from sksm.spans import PAGE_SIZE, Span
 
 
 class ThisProcess:
@@ -34,6 +34,7 @@ class ThisProcess:
         self._pinned = pinned
         self._tables: dict[str, int] = {}
         self._uffd: int | None = None
+        self._rows: npt.NDArray[np.uint8] | None = None
 
     def __enter__(self) -> ThisProcess:
         return self
@@ -66,8 +67,12 @@ class ThisProcess:
         return self._tables[name]
 
     def read(self, spans: Iterable[Span]) -> npt.NDArray[np.uint8]:
-        """Copy whole pages out, one row a page."""
-        return read_pages(self.pid, spans)
+        """Copy whole pages out, one row a page; valid until the next time."""
+        pieces = list(spans)
+        pages = sum(piece.pages for piece in pieces)
+        if self._rows is None or pages > len(self._rows):
+            self._rows = np.empty((pages, PAGE_SIZE), np.uint8)
+        return read_pages(self.pid, pieces, self._rows)
 
     @contextlib.contextmanager
     def protected(self, span: Span) -> Iterator[None]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sksm.linux import calls, libc, userfaultfd
 from sksm.process import CHANGED, DONE, Exchange
@@ -108,7 +109,7 @@ class Script:
     def copy(self, span: Span, spare: int, prot: int) -> None:
         """Copy `span` to `spare` and put that in its place."""
         with self._exclusive(span, set()):
-            self._copy_pages(span.start, spare, span.size)
+            self._copy_pages(span.start, spare, np.array([[0, span.size]]))
             if prot != libc.PROT_READ | libc.PROT_WRITE:
                 self._calls.syscall("mprotect", spare, span.size, prot)
             self._move(spare, span)
@@ -152,12 +153,9 @@ class Script:
         self._calls.syscall(
             "mmap", at, item.span.size, prot, flags, self._pool, offset, want=at
         )
-        for first, stop in item.compared():
-            start, size = first * PAGE_SIZE, (stop - first) * PAGE_SIZE
-            self._compare(item.span.start + start, at + start, size, compares)
-        for first, stop in item.own:
-            start, size = first * PAGE_SIZE, (stop - first) * PAGE_SIZE
-            self._copy_pages(item.span.start + start, at + start, size)
+        if item.own:
+            self._copy_pages(item.span.start, at, np.array(item.own) * PAGE_SIZE)
+        self._compare(item.span.start, at, item.span.size, compares)
         if prot != item.prot:
             self._calls.syscall("mprotect", at, item.span.size, item.prot)
         self._move(at, item.span)
@@ -183,18 +181,27 @@ class Script:
         stage = self._scratch.stage
         for at in range(0, size, _STAGE_PAGES * PAGE_SIZE):
             piece = min(_STAGE_PAGES * PAGE_SIZE, size - at)
-            self._copy_pages(here + at, stage, piece)
+            self._copy_pages(here + at, stage, np.array([[0, piece]]))
             compares.add(self._calls.call(memcmp, stage, there + at, piece))
 
-    def _copy_pages(self, source: int, target: int, size: int) -> None:
-        """Copy through the kernel: memory that is gone is EFAULT, not a crash."""
-        pieces = (libc.iovec * 2)(libc.iovec(target, size), libc.iovec(source, size))
-        self._held.append(pieces)
-        into = ctypes.addressof(pieces)
+    def _copy_pages(
+        self, source: int, target: int, pieces: npt.NDArray[np.int64]
+    ) -> None:
+        """Copy pieces (first byte, and behind the last) of one range to another.
+
+        By way of the kernel: memory that is gone is EFAULT, not a crash.
+        """
+        sizes = pieces[:, 1] - pieces[:, 0]
+        vectors = np.empty((2, len(pieces), 2), "<u8")  # struct iovec: base, length
+        vectors[0, :, 0] = target + pieces[:, 0]
+        vectors[1, :, 0] = source + pieces[:, 0]
+        vectors[:, :, 1] = sizes
+        self._held.append(vectors)
+        into, out_of = (side.ctypes.data for side in vectors)
         self._calls.syscall(
             "process_vm_readv",
-            *(os.getpid(), into, 1, into + ctypes.sizeof(libc.iovec), 1, 0),
-            want=size,
+            *(os.getpid(), into, len(pieces), out_of, len(pieces), 0),
+            want=int(sizes.sum()),
         )
 
     def _move(self, at: int, span: Span) -> None:

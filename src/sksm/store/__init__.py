@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,11 @@ from sksm.spans import Span
 # Where a slot is expected, but there is none: nobody offered such a page; all
 # zeros, which the kernel shares by itself.
 UNSEEN, ZERO = -1, -2
+
+
+# A slot for each page, `UNSEEN` where it was not taken; whether the page is new;
+# and why some were refused, or "".
+Offered: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], str]
 
 
 class Store(Protocol):
@@ -40,13 +45,13 @@ class Store(Protocol):
         """Find each fingerprint's slot; `UNSEEN` where there is none."""
         ...
 
-    def offer(
-        self, pid: int, spans: Iterable[Span]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], str]:
-        """Take the pages of `spans` of process `pid` into the pool, unless known.
+    def offer(self, pid: int, spans: Iterable[Span]) -> Offered:
+        """Take the pages of `spans` of process `pid` into the pool, unless known."""
+        ...
 
-        Returns:
-            A slot for each page in order, `UNSEEN` where it was not taken;
-            whether the page is new; and why some were refused, or "".
+    def offers(self, pid: int, parts: Iterable[list[Span]]) -> Iterator[Offered]:
+        """Offer several times in a row, the next one under way while one is used.
+
+        No other call of the store may come before the last answer was taken.
         """
         ...

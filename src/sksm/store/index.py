@@ -2,8 +2,10 @@
 
 An open-addressing hash table of slot numbers only (4 bytes, at least a third
 full) beside the fingerprint of each slot (8 bytes), which the table is compared
-with and which reclaim needs anyway. Linear probing; all pages of a batch probe
-at once, and mostly all are done after two or three rounds.
+with and which reclaim needs anyway. All pages of a batch probe at once, a round
+for each step, so what counts is the longest probe and not the mean: the steps
+grow by one (triangular probing), which visits every place of a table whose size
+is a power of two and does not queue up behind its neighbours.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class Index:
         slots = np.full(len(prints), UNSEEN, np.int64)
         asking = np.arange(len(prints))
         places = self._home(prints)
+        step = 0
         while len(asking):
             found = self._table[places]
             met = found != _EMPTY
@@ -50,7 +53,8 @@ class Index:
             same = self._prints[found] == prints[asking]
             slots[asking[same]] = found[same]
             asking, places = asking[~same], places[~same]
-            places = (places + 1) & (len(self._table) - 1)
+            step += 1
+            places = (places + step) & (len(self._table) - 1)
         return slots
 
     def insert(
@@ -98,12 +102,14 @@ class Index:
         self, slots: npt.NDArray[np.uint32], prints: npt.NDArray[np.uint64]
     ) -> None:
         places = self._home(prints)
+        step = 0
         while len(slots):
             free = self._table[places] == _EMPTY
             self._table[places[free]] = slots[free]  # of rivals, the last one wins
             left = self._table[places] != slots
             slots, places = slots[left], places[left]
-            places = (places + 1) & (len(self._table) - 1)
+            step += 1
+            places = (places + step) & (len(self._table) - 1)
 
 
 def _longer(array: npt.NDArray[_T], size: int) -> npt.NDArray[_T]:

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from sksm.fingerprints import fingerprint, of_zeros
 from sksm.process.reading import read_pages
-from sksm.spans import PAGE_SIZE, Span
-from sksm.store import UNSEEN
+from sksm.spans import PAGE_SIZE, Span, groups
+from sksm.store import UNSEEN, Offered
 from sksm.store.index import Index
 from sksm.store.pool import POOL_NAME, Pool
 
@@ -35,6 +35,7 @@ class LocalStore:
         self._owner = os.getpid()
         self._index = Index()
         self._pool = Pool(POOL_NAME)
+        self._rows = np.empty((_GROUP_PAGES, PAGE_SIZE), np.uint8)
         self.written = 0
 
     def close(self) -> None:
@@ -87,9 +88,7 @@ class LocalStore:
         self.written = self._filled_behind(slots)
         return slots
 
-    def offer(
-        self, pid: int, spans: Iterable[Span]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], str]:
+    def offer(self, pid: int, spans: Iterable[Span]) -> Offered:
         """Copy pages of a process into the pool, unless equal ones are there."""
         pieces = list(spans)
         pages = sum(piece.pages for piece in pieces)
@@ -97,10 +96,10 @@ class LocalStore:
         if os.getpid() != self._owner:  # a forked child: two writers, one pool
             return slots, fresh, "the store belongs to the parent process"
         at, refusal = 0, ""
-        for group in _groups(pieces):
+        for group in groups(pieces, len(self._rows)):
             stop = at + sum(piece.pages for piece in group)
             try:
-                rows = read_pages(pid, group)
+                rows = read_pages(pid, group, self._rows)
                 slots[at:stop], fresh[at:stop], refused = self._take(rows)
             except OSError as error:
                 if error.errno not in (errno.EFAULT, errno.ESRCH, errno.EPERM):
@@ -110,22 +109,28 @@ class LocalStore:
         self.written = min(self.written, self._filled_behind(slots))
         return slots, fresh, refusal
 
+    def offers(self, pid: int, parts: Iterable[list[Span]]) -> Iterator[Offered]:
+        """Offer several times in a row."""
+        for spans in parts:
+            yield self.offer(pid, spans)
+
     def _filled_behind(self, slots: npt.NDArray[np.int64]) -> int:
         return self._pool.filled_from(max(0, int(slots[-1])) if len(slots) else 0)
 
-    def _take(
-        self, rows: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], str]:
+    def _take(self, rows: npt.NDArray[np.uint8]) -> Offered:
         prints = fingerprint(rows, self.seed)
         slots = self._index.lookup(prints)
         fresh = np.zeros(len(rows), bool)
         unknown = np.flatnonzero(
             (slots == UNSEEN) & (prints != np.uint64(of_zeros(self.seed)))
         )
-        _, firsts = np.unique(prints[unknown], return_index=True)
-        chosen = np.sort(unknown[firsts])
-        if not len(chosen):
+        if not len(unknown):
             return slots, fresh, ""
+        _, firsts, names = np.unique(
+            prints[unknown], return_index=True, return_inverse=True
+        )
+        order = np.argsort(firsts)  # of each different page, the first one is taken
+        chosen = unknown[firsts[order]]
         try:
             everything = len(chosen) == len(rows)
             placed = self._pool.put(rows if everything else rows[chosen])
@@ -135,7 +140,9 @@ class LocalStore:
             return slots, fresh, f"{FULL} ({os.strerror(error.errno)})"
         self._index.insert(prints[chosen], placed)
         fresh[chosen] = True
-        slots[unknown] = self._index.lookup(prints[unknown])
+        by_name = np.empty_like(placed)
+        by_name[order] = placed
+        slots[unknown] = by_name[names]
         return slots, fresh, ""
 
     def usage(self) -> dict[str, int]:
@@ -155,23 +162,6 @@ class LocalStore:
         if len(slots):
             self._index.remove(slots)
             self._pool.free(slots)
-
-
-def _groups(spans: list[Span]) -> Iterator[list[Span]]:
-    """Cut spans into groups of `_GROUP_PAGES` pages."""
-    group: list[Span] = []
-    room = _GROUP_PAGES * PAGE_SIZE
-    for span in spans:
-        start = span.start
-        while start < span.stop:
-            group.append(Span(start, min(span.stop, start + room)))
-            room -= group[-1].size
-            start = group[-1].stop
-            if not room:
-                yield group
-                group, room = [], _GROUP_PAGES * PAGE_SIZE
-    if group:
-        yield group
 
 
 def _lock_holder(inode: int) -> int:
