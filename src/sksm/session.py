@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 
 import psutil
 
@@ -20,6 +21,7 @@ from sksm.report import MergeReport
 from sksm.spans import PAGE_SIZE, Span
 
 _STEP = EXCHANGE_PAGES * PAGE_SIZE
+_PAUSES = (0.0, 0.01, 0.1)  # seconds before connecting again
 
 
 class Session:
@@ -35,21 +37,24 @@ class Session:
         self._pid = os.getpid()
 
     def merge(self, span: Span, *, pinned: bool) -> MergeReport:
-        """Merge `span`; a daemon that died since the last time is replaced once.
+        """Merge `span`; a daemon that died since the last time is replaced.
 
         Raises:
             OSError: ENOMEM for a hole in the range.
             SksmError: what stood in the way, and what would help.
         """
         with self._lock:
-            try:
-                return self._merge(span, pinned)
-            except ConnectionError:
-                pass
+            # More than once: one that is being killed lets go of its clients
+            # before it lets go of its socket.
+            for pause in _PAUSES:
+                try:
+                    return self._merge(span, pinned)
+                except ConnectionError:
+                    time.sleep(pause)
             try:
                 return self._merge(span, pinned)
             except ConnectionError as error:
-                raise DaemonUnreachable(f"sksmd died twice: {error}") from error
+                raise DaemonUnreachable(f"sksmd keeps dying: {error}") from error
 
     def unmerge(self, span: Span) -> int:
         """Give the merged pages of `span` private memory again; how many bytes.
