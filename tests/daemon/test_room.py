@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import sksm
-from sksm.process import reading
-from sksm.spans import PAGE_SIZE, Span
-from sksm.store import local, pool
+from sksm.daemon import launch, protocol
+from sksm.daemon.server import Server
+from sksm.spans import PAGE_SIZE
+from sksm.store import pool
 from sksm.store.local import LocalStore
-from tests.support import Memory, content
+from tests.support import Memory, Raw, content
 
 FULL = "no memory left for the pool"
 
@@ -85,17 +86,56 @@ def test_whatever_the_kernel_calls_it_a_lack_of_memory_is_a_refusal(
     store.close()
 
 
-def test_a_daemon_without_memory_for_a_request_refuses_it(monkeypatch):
-    """Room for the pages to be read into is memory, too."""
-    store = LocalStore()
+@pytest.fixture
+def here(runtime):
+    """A daemon in this process, with one client, that does nothing by itself."""
+    listener = launch.listen()
+    listener.setblocking(False)
+    server = Server(listener, 600.0, runtime / "sksmd.sock")
+    with Raw(runtime) as client:
+        server._accept()
+        client.say(protocol.Hello(protocol.VERSION))
+        server._answer(next(iter(server._clients)))
+        client.hear()
+        yield server, client
+    server._close()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")]
+)
+def test_a_daemon_without_memory_for_a_request_refuses_it(here, monkeypatch, error):
+    """Room for the pages to be read into is memory, too; the daemon goes on."""
+    server, client = here
 
     def lacking(*_):
-        raise MemoryError
+        raise error
 
-    monkeypatch.setattr(local, "read_pages", lacking)
-    with pytest.raises(MemoryError):  # the server makes a refusal of it
-        store.offer(os.getpid(), [Span(0, PAGE_SIZE)])
-    monkeypatch.undo()
-    assert local.read_pages is reading.read_pages
-    assert np.array_equal(store.lookup(np.zeros(2, np.uint64)), [-1, -1])
-    store.close()
+    monkeypatch.setattr(server._store, "offer", lacking)
+    client.say(protocol.Offer(np.array([[1, 3]], np.int64).tobytes()))
+    server._answer(next(iter(server._clients)))
+
+    reply = client.hear()
+    assert np.frombuffer(reply.slots, np.int64).tolist() == [-1, -1, -1]
+    assert reply.refusal.startswith("the daemon could not take it")
+    assert len(server._clients) == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many")])
+def test_a_census_that_fails_frees_nothing_and_says_why(here, monkeypatch, error):
+    """No descriptor left to look at the processes with: every slot may be live."""
+    server, client = here
+    some = Memory(4)
+    some.rows[:] = content(1, 4)
+    server._store.offer(os.getpid(), [some.span])
+
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr("sksm.daemon.server.take_census", failing)
+    client.say(protocol.Ask(reclaim=True))
+    server._answer(next(iter(server._clients)))
+
+    status = client.hear()
+    assert (status.slots, status.reclaimed) == (4, 0)
+    assert status.held_back.startswith("cannot look at every process")
