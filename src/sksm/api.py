@@ -142,7 +142,7 @@ def stats() -> Stats:
     here = sum(m.span.size for m in maps.every_mapping("self") if pages.is_pool(m))
     try:
         store = RemoteStore(start=False)
-    except DaemonUnreachable:
+    except (DaemonUnreachable, ConnectionError):  # the latter: it is just leaving
         return Stats(here, None)
     try:
         status = store.status()

@@ -72,7 +72,12 @@ def why_not(mapping: Mapping) -> str | None:
 
 
 def survey(
-    space: AddressSpace, mapping: Mapping, span: Span, pool: os.stat_result
+    space: AddressSpace,
+    mapping: Mapping,
+    span: Span,
+    pool: os.stat_result,
+    *,
+    followed: bool = False,
 ) -> tuple[MergeReport, list[Span]]:
     """Sort the pages of `span`, a part of `mapping`, by what the kernel says.
 
@@ -81,6 +86,8 @@ def survey(
         mapping: one that `why_not` has no objection to.
         span: where to look.
         pool: `fstat` of the pool's file: clean pages of it are merged.
+        followed: the range goes on where `mapping` ends, which is then no end of
+            something that could grow.
 
     Returns:
         A report of the pages that are no candidates, and the spans of those
@@ -89,7 +96,7 @@ def survey(
     report = MergeReport()
     in_pool = mapping.shows(pool)
     in_some_pool = is_pool(mapping)
-    if span.stop == mapping.span.stop and not in_some_pool:
+    if span.stop == mapping.span.stop and not in_some_pool and not followed:
         report.refuse(LAST_PAGE, 1)
         span = Span(span.start, span.stop - PAGE_SIZE)
     candidates: list[Span] = []

@@ -27,10 +27,15 @@ def merge(space: AddressSpace, span: Span, *, engine: Engine) -> MergeReport:
     mapped = 0
     around = Span(max(0, span.start - PAGE_SIZE), span.stop + PAGE_SIZE)
     mappings = space.count_mappings(around)
-    for mapping in space.mappings(span):
+    found = space.mappings(span)
+    starts = {mapping.span.start for mapping in found}
+    for mapping in found:
         part = mapping.span & span
         mapped += part.pages
-        report += _merge_part(space, mapping, part, engine)
+        # One object's memory goes on where a mapping of it ends; of a raw range
+        # nobody knows, and the program might grow the mapping.
+        followed = space.pinned and mapping.span.stop in starts
+        report += _merge_part(space, mapping, part, engine, followed)
     report.mappings_added = space.count_mappings(around) - mappings
     report.seconds = time.perf_counter() - started
     if mapped < span.pages:
@@ -40,13 +45,19 @@ def merge(space: AddressSpace, span: Span, *, engine: Engine) -> MergeReport:
 
 
 def _merge_part(
-    space: AddressSpace, mapping: Mapping, part: Span, engine: Engine
+    space: AddressSpace,
+    mapping: Mapping,
+    part: Span,
+    engine: Engine,
+    followed: bool,
 ) -> MergeReport:
     if reason := pages.why_not(mapping):
         report = MergeReport()
         report.refuse(reason, part.pages)
         return report
-    report, candidates = pages.survey(space, mapping, part, engine.pool)
+    report, candidates = pages.survey(
+        space, mapping, part, engine.pool, followed=followed
+    )
     if not candidates:
         return report
     with contextlib.ExitStack() as scope:

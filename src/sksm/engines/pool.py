@@ -19,7 +19,6 @@ from sksm.pages import PageBatch
 from sksm.process import (
     CHANGED,
     DONE,
-    EXCHANGE_PAGES,
     AddressSpace,
     Exchange,
     pages_of,
@@ -28,6 +27,7 @@ from sksm.report import MergeReport
 from sksm.spans import PAGE_SIZE, Span, groups
 from sksm.store import UNSEEN, ZERO, Store
 
+_OFFER_PAGES = 512  # of new data at a time: the store works on while we exchange
 TOO_MANY_MAPPINGS = "a quarter of vm.max_map_count is used up"
 
 
@@ -100,7 +100,7 @@ class PoolEngine:
         Returns:
             The parts of the batch that were not taken: zeros, for example.
         """
-        parts = list(groups(batch.spans, EXCHANGE_PAGES))
+        parts = list(groups(batch.spans, _OFFER_PAGES))
         left = []
         for part, answer in zip(
             parts, self._store.offers(space.pid, parts), strict=True

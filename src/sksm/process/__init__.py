@@ -45,6 +45,7 @@ class AddressSpace(Protocol):
     """
 
     pid: int
+    pinned: bool  # what is offered is one object's memory, and stays mapped
 
     def mappings(self, span: Span) -> list[Mapping]:
         """List the mappings that meet `span`, ascending."""

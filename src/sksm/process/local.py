@@ -31,7 +31,7 @@ class ThisProcess:
 
     def __init__(self, *, pinned: bool = False) -> None:
         self.pid = os.getpid()
-        self._pinned = pinned
+        self.pinned = pinned
         self._tables: dict[str, int] = {}
         self._uffd: int | None = None
         self._rows: npt.NDArray[np.uint8] | None = None
@@ -87,7 +87,7 @@ class ThisProcess:
     def exchange(self, pool: int, exchanges: Sequence[Exchange]) -> list[int]:
         """Compare and replace; see `AddressSpace.exchange`."""
         with Scratch(exchanges) as scratch:
-            script = Script(pool, self._uffd, self._pinned, scratch)
+            script = Script(pool, self._uffd, self.pinned, scratch)
             for at, item in enumerate(exchanges):
                 script.add(item, scratch.addresses[at])
             verdicts = script.run()

@@ -20,9 +20,7 @@ from sksm.store import UNSEEN, Offered
 from sksm.store.index import Index
 from sksm.store.pool import POOL_NAME, Pool
 
-_GROUP_PAGES = (
-    128  # read, hashed and written at a time: half a cache of the second level
-)
+_GROUP_PAGES = 1024  # read, hashed and written at a time
 FULL = "no memory left for the pool"
 _LACK = (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT)
 
