@@ -31,7 +31,8 @@ from sksm.store.reclaim import take_census
 
 _log = logging.getLogger("sksmd")
 _RECLAIM_AFTER = 2.0  # seconds from the end of a client to looking for its slots
-_RECLAIM_EVERY = 30.0
+_RECLAIM_EVERY = 30.0  # and half as often each time that nothing was found
+_LONGEST_PAUSE = 3600.0
 _FULL_TABLE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -71,6 +72,8 @@ class Server:
         self._held_back = ""
         self._quiet_since = time.monotonic()
         self._reclaim_at = float("inf")
+        self._pause_seconds = _RECLAIM_EVERY
+        self._linger_seconds = idle_seconds
         self._accept_at = 0.0
         self._stopping = False
         self._selector = selectors.DefaultSelector()
@@ -139,6 +142,7 @@ class Server:
         client.connection.close()
         os.close(client.pidfd)
         self._quiet_since = time.monotonic()
+        self._linger_seconds = self._idle_seconds
         self._reclaim_at = min(self._reclaim_at, self._quiet_since + _RECLAIM_AFTER)
 
     def _pause(self) -> float | None:
@@ -150,7 +154,7 @@ class Server:
             self._reclaim()
         wakes = [self._reclaim_at, self._accept_at or float("inf")]
         if not self._clients:
-            wakes.append(self._quiet_since + self._idle_seconds)
+            wakes.append(self._quiet_since + self._linger_seconds)
         wake = min(wakes)
         return None if wake == float("inf") else max(0.0, wake - now)
 
@@ -161,9 +165,10 @@ class Server:
         is seen, and let in; who comes after waits for the lock, to make another.
         """
         quiet = time.monotonic() - self._quiet_since
-        if self._clients or quiet < self._idle_seconds:
+        if self._clients or quiet < self._linger_seconds:
             return False
         self._reclaim()
+        self._linger_seconds = min(2 * self._linger_seconds, _LONGEST_PAUSE)
         self._quiet_since = time.monotonic()  # else, look again after a while
         if self._store.usage()["slots"] or self._held_back:
             return False
@@ -271,6 +276,7 @@ class Server:
             slots, fresh = np.full(pages, UNSEEN, np.int64), np.zeros(pages, bool)
             refusal = f"the daemon could not take it: {error or 'no memory'}"
         if fresh.any():
+            self._pause_seconds = _RECLAIM_EVERY
             soon = time.monotonic() + _RECLAIM_EVERY
             self._reclaim_at = min(self._reclaim_at, soon)
         return protocol.Offered(
@@ -299,7 +305,8 @@ class Server:
         Two, because a mapping that moves while its process is looked at can be
         missed by one. Nothing is given back while a client holds a lease.
         """
-        again = _RECLAIM_EVERY if self._clients else float("inf")
+        again = self._pause_seconds if self._clients else float("inf")
+        self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE)
         self._reclaim_at = time.monotonic() + again
         used = self._store.used()
         self._held_back = ""
@@ -320,6 +327,8 @@ class Server:
             dead = used[~live[used]]
             self._store.drop(dead)
             self._reclaimed += len(dead)
+            if len(dead):
+                self._pause_seconds = _RECLAIM_EVERY
 
     def _twice_seen(self) -> npt.NDArray[np.bool_] | None:
         """Look twice which slots are mapped; None if some process does not say."""
