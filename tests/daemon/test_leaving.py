@@ -41,7 +41,9 @@ def test_daemon_stays_while_somebody_maps_the_pool(daemons, puppets):
     puppet.merge("data")
     puppet.hang_up()
     asleep = daemon.switches()
-    poll(lambda: daemon.switches() > asleep + 5)  # it looked a few times, ever more rarely
+    poll(
+        lambda: daemon.switches() > asleep + 5
+    )  # it looked a few times, ever more rarely
 
     assert daemon.process.poll() is None
     puppet.fill("again", 1, PAGES)

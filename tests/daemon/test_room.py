@@ -132,7 +132,7 @@ def test_a_census_that_fails_frees_nothing_and_says_why(here, monkeypatch, error
     def failing(*_, **__):
         raise error
 
-    monkeypatch.setattr("sksm.daemon.server.take_census", failing)
+    monkeypatch.setattr("sksm.daemon.reclaimer.take_census", failing)
     client.say(protocol.Ask(reclaim=True))
     server._answer(next(iter(server._clients)))
 

@@ -18,21 +18,18 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import psutil
 
 from sksm.daemon import protocol, runtime
 from sksm.daemon.protocol import Malformed
+from sksm.daemon.reclaimer import Reclaimer
 from sksm.errors import SksmError
 from sksm.spans import PAGE_SIZE, Span
 from sksm.store import UNSEEN
 from sksm.store.local import LocalStore
-from sksm.store.reclaim import take_census
 
 _log = logging.getLogger("sksmd")
-_RECLAIM_AFTER = 2.0  # seconds from the end of a client to looking for its slots
-_RECLAIM_EVERY = 30.0  # and half as often each time that nothing was found
-_LONGEST_PAUSE = 3600.0
+_LONGEST_LINGER = 3600.0  # seconds between two looks whether to leave
 _FULL_TABLE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -67,12 +64,8 @@ class Server:
         # psutil takes the time of boot in whole seconds.
         self._born = psutil.Process().create_time()
         self._clients: set[Client] = set()
-        self._ever: set[int] = set()  # pids of all clients there were
-        self._reclaimed = 0
-        self._held_back = ""
+        self._reclaimer = Reclaimer(self._store, self._born)
         self._quiet_since = time.monotonic()
-        self._reclaim_at = float("inf")
-        self._pause_seconds = _RECLAIM_EVERY
         self._linger_seconds = idle_seconds
         self._accept_at = 0.0
         self._stopping = False
@@ -130,7 +123,7 @@ class Server:
             return True
         client = Client(connection, pid, pidfd)
         self._clients.add(client)
-        self._ever.add(pid)
+        self._reclaimer.client_came(pid)
         self._selector.register(connection, selectors.EVENT_READ, client)
         self._selector.register(pidfd, selectors.EVENT_READ, client)
         return True
@@ -143,16 +136,16 @@ class Server:
         os.close(client.pidfd)
         self._quiet_since = time.monotonic()
         self._linger_seconds = self._idle_seconds
-        self._reclaim_at = min(self._reclaim_at, self._quiet_since + _RECLAIM_AFTER)
+        self._reclaimer.client_left()
 
     def _pause(self) -> float | None:
         now = time.monotonic()
         if self._accept_at and now >= self._accept_at:
             self._accept_at = 0.0
             self._selector.register(self._listener, selectors.EVENT_READ, None)
-        if now >= self._reclaim_at:
-            self._reclaim()
-        wakes = [self._reclaim_at, self._accept_at or float("inf")]
+        if now >= self._reclaimer.due:
+            self._reclaimer.run(again=bool(self._clients))
+        wakes = [self._reclaimer.due, self._accept_at or float("inf")]
         if not self._clients:
             wakes.append(self._quiet_since + self._linger_seconds)
         wake = min(wakes)
@@ -167,10 +160,10 @@ class Server:
         quiet = time.monotonic() - self._quiet_since
         if self._clients or quiet < self._linger_seconds:
             return False
-        self._reclaim()
-        self._linger_seconds = min(2 * self._linger_seconds, _LONGEST_PAUSE)
+        self._reclaimer.run(again=False)
+        self._linger_seconds = min(2 * self._linger_seconds, _LONGEST_LINGER)
         self._quiet_since = time.monotonic()  # else, look again after a while
-        if self._store.usage()["slots"] or self._held_back:
+        if self._store.usage()["slots"] or self._reclaimer.held_back:
             return False
         if self._door is None:
             return True  # who is at the door stays there, for the next daemon
@@ -276,76 +269,24 @@ class Server:
             slots, fresh = np.full(pages, UNSEEN, np.int64), np.zeros(pages, bool)
             refusal = f"the daemon could not take it: {error or 'no memory'}"
         if fresh.any():
-            self._pause_seconds = _RECLAIM_EVERY
-            soon = time.monotonic() + _RECLAIM_EVERY
-            self._reclaim_at = min(self._reclaim_at, soon)
+            self._reclaimer.pages_came()
         return protocol.Offered(
             slots.tobytes(), fresh.tobytes(), refusal, self._store.written
         )
 
     def _status(self, reclaim: bool) -> protocol.Status:
         if reclaim:
-            self._reclaim()
+            self._reclaimer.run(again=bool(self._clients))
         memory = psutil.Process().memory_info()
         return protocol.Status(
             pid=os.getpid(),
             clients=len(self._clients),
             **self._store.usage(),
             own_bytes=memory.rss - memory.shared,
-            reclaimed=self._reclaimed,
-            held_back=self._held_back,
+            reclaimed=self._reclaimer.reclaimed,
+            held_back=self._reclaimer.held_back,
             seconds=time.time() - self._born,
         )
-
-    # -- reclaim
-
-    def _reclaim(self) -> None:
-        """Give back the slots that two walks in a row find unmapped.
-
-        Two, because a mapping that moves while its process is looked at can be
-        missed by one. Nothing is given back while a client holds a lease.
-        """
-        again = self._pause_seconds if self._clients else float("inf")
-        self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE)
-        self._reclaim_at = time.monotonic() + again
-        used = self._store.used()
-        self._held_back = ""
-        if not len(used):
-            return
-        with self._store.exclusive() as holder:
-            if holder is not None:
-                self._held_back = f"process {holder} is in the middle of a merge"
-                self._reclaim_at = time.monotonic() + 1.0
-                return
-            try:
-                live = self._twice_seen()
-            except (OSError, MemoryError) as error:
-                self._held_back = f"cannot look at every process: {error}"
-                return
-            if live is None:
-                return
-            dead = used[~live[used]]
-            self._store.drop(dead)
-            self._reclaimed += len(dead)
-            if len(dead):
-                self._pause_seconds = _RECLAIM_EVERY
-
-    def _twice_seen(self) -> npt.NDArray[np.bool_] | None:
-        """Look twice which slots are mapped; None if some process does not say."""
-        live = np.zeros(self._store.slots, bool)
-        for _ in range(2):
-            census = take_census(
-                os.fstat(self._store.pool),
-                len(live),
-                since=self._born,
-                clients=self._ever,
-            )
-            if census.unreadable:
-                pids = ", ".join(map(str, census.unreadable[:5]))
-                self._held_back = f"may not look at the mappings of process {pids}"
-                return None
-            live |= census.live
-        return live
 
 
 def _refusal(pid: int, uid: int) -> str:
