@@ -40,7 +40,9 @@ def test_every_tenth_page_different_takes_one_mapping(twins, different):
 
     report = merged(two)
 
-    assert (report.merged, report.unique) == (900, 100)
+    # Where the range is cut into batches, a gap may be cut off its run, and stored.
+    assert (report.merged, report.unique + report.stored) == (900, 100)
+    assert report.stored <= 1
     assert report.mappings_added <= 4
     assert (two.rows == content).all()
 
