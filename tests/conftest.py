@@ -124,10 +124,17 @@ def daemon_pid(runtime) -> int | None:
 def end_daemon(runtime) -> None:
     pid = daemon_pid(runtime)
     if pid is not None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            process.terminate()
-            process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        poll(lambda: ended(pid))
+
+
+def ended(pid) -> bool:
+    """Say whether a process is over, be it that nobody has reaped it yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def poll(condition, seconds=20.0):
