@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.support import Daemon, Puppet
+from tests.puppets import Puppet
+from tests.support import Daemon
 
 
 @pytest.fixture

@@ -18,14 +18,8 @@ from sksm.engines.pool import PoolEngine
 from sksm.errors import SksmError
 from sksm.pipeline import merge
 from sksm.process.local import ThisProcess
-from tests.support import (
-    Memory,
-    Raw,
-    content,
-    count_fds,
-    in_child,
-    start_child,
-)
+from tests.conftest import Memory
+from tests.support import Raw, content, count_fds, in_child, start_child
 
 CLIENTS = 64
 COMMON, OWN = 32, 8

@@ -12,8 +12,8 @@ from sksm.daemon import launch, protocol
 from sksm.daemon.client import RemoteStore
 from sksm.daemon.server import Server
 from sksm.errors import DaemonUnreachable
-from tests.conftest import daemon_pid, poll
-from tests.support import Memory, Raw, content, mapped_bytes, start_child
+from tests.conftest import Memory, daemon_pid, poll
+from tests.support import Raw, content, mapped_bytes, start_child
 
 PAGES = 16
 

@@ -17,7 +17,8 @@ from sksm.pipeline import merge
 from sksm.process.local import ThisProcess
 from sksm.store import local
 from sksm.store.local import LocalStore
-from tests.support import Memory, content, in_child
+from tests.conftest import Memory
+from tests.support import content, in_child
 
 ordinary = pytest.mark.skipif(os.getuid() == 0, reason="root may look at everything")
 

@@ -13,7 +13,8 @@ from sksm.daemon.server import Server
 from sksm.spans import PAGE_SIZE
 from sksm.store import pool
 from sksm.store.local import LocalStore
-from tests.support import Memory, Raw, content
+from tests.conftest import Memory
+from tests.support import Raw, content
 
 FULL = "no memory left for the pool"
 

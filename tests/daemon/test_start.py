@@ -13,8 +13,9 @@ import sksm
 from sksm.daemon import launch
 from sksm.daemon.client import RemoteStore
 from sksm.errors import DaemonUnreachable, NotPermitted, SksmError
-from tests.conftest import daemon_pid
-from tests.support import Memory, Puppet, content
+from tests.conftest import Memory, daemon_pid
+from tests.puppets import Puppet
+from tests.support import content
 
 PROGRAM = """
 import os, sys, numpy as np, sksm

@@ -6,7 +6,8 @@ import numpy as np
 
 import sksm
 from sksm import session
-from tests.support import Memory, content
+from tests.conftest import Memory
+from tests.support import content
 
 PAGES = 24
 _seeds = itertools.count(1000)

@@ -16,10 +16,11 @@ from sksm.daemon.server import Server
 from sksm.errors import DaemonUnreachable, SksmError
 from sksm.linux import libc
 from sksm.store import pool
-from tests.conftest import daemon_pid, poll
+from tests.conftest import Memory, daemon_pid, poll
 from tests.faults.scenes import PAGES, SCENES, Scene, gaps, second_copy
 from tests.faults.seam import Seam
-from tests.support import Memory, Puppet, content, start_child
+from tests.puppets import Puppet
+from tests.support import content, start_child
 
 SETTLED = ("merged", "zero", "stored", "already", "unique", "refused")
 
