@@ -27,6 +27,7 @@ def merge(space: AddressSpace, span: Span, *, engine: Engine) -> MergeReport:
     mapped = 0
     around = Span(max(0, span.start - PAGE_SIZE), span.stop + PAGE_SIZE)
     mappings = space.count_mappings(around)
+    objection = space.objection()
     found = space.mappings(span)
     starts = {mapping.span.start for mapping in found}
     for mapping in found:
@@ -35,7 +36,10 @@ def merge(space: AddressSpace, span: Span, *, engine: Engine) -> MergeReport:
         # One object's memory goes on where a mapping of it ends; of a raw range
         # nobody knows, and the program might grow the mapping.
         followed = space.pinned and mapping.span.stop in starts
-        report += _merge_part(space, mapping, part, engine, followed)
+        if reason := objection or pages.why_not(mapping):
+            report.refuse(reason, part.pages)
+        else:
+            report += _merge_part(space, mapping, part, engine, followed)
     report.mappings_added = space.count_mappings(around) - mappings
     report.seconds = time.perf_counter() - started
     if mapped < span.pages:
@@ -51,10 +55,6 @@ def _merge_part(
     engine: Engine,
     followed: bool,
 ) -> MergeReport:
-    if reason := pages.why_not(mapping):
-        report = MergeReport()
-        report.refuse(reason, part.pages)
-        return report
     report, candidates = pages.survey(
         space, mapping, part, engine.pool, followed=followed
     )

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import select
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -94,7 +94,9 @@ class RemoteStore:
         """Have the daemon take pages of this process into the pool."""
         return next(self.offers(pid, [list(spans)]))
 
-    def offers(self, pid: int, parts: Iterable[list[Span]]) -> Iterator[Offered]:
+    def offers(
+        self, pid: int, parts: Iterable[list[Span]]
+    ) -> Generator[Offered, None, None]:
         """Say all the requests at once: the daemon works while answers are used."""
         asked = []
         for spans in parts:
@@ -103,14 +105,21 @@ class RemoteStore:
             )
             self._say(protocol.Offer(runs.tobytes()))
             asked.append(int(runs[:, 1].sum()))
-        for pages in asked:
-            reply, _ = self._hear(protocol.Offered)
-            self.written = min(self.written, reply.written)  # bounds all answers
-            slots = self._slots(reply.slots, pages)
-            fresh = np.frombuffer(reply.fresh, np.bool_)
-            if len(fresh) != len(slots):
-                raise DaemonUnreachable("that is not sksmd: it miscounts")
-            yield slots, fresh, reply.refusal
+        try:
+            while asked:
+                yield self._offered(asked.pop(0))
+        finally:  # nobody wants the rest, and the next answer must be the next one's
+            while asked:
+                self._offered(asked.pop(0))
+
+    def _offered(self, pages: int) -> Offered:
+        reply, _ = self._hear(protocol.Offered)
+        self.written = min(self.written, reply.written)  # bounds all answers
+        slots = self._slots(reply.slots, pages)
+        fresh = np.frombuffer(reply.fresh, np.bool_)
+        if len(fresh) != len(slots):
+            raise DaemonUnreachable("that is not sksmd: it miscounts")
+        return slots, fresh, reply.refusal
 
     def status(self, *, reclaim: bool = False) -> protocol.Status:
         """Ask how things stand; with `reclaim`, after giving back what is dead."""

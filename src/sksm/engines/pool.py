@@ -7,6 +7,7 @@ the un-merging there is. Needs no privilege for memory of one's own.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import numpy as np
@@ -102,16 +103,14 @@ class PoolEngine:
         """
         parts = list(groups(batch.spans, _OFFER_PAGES))
         left = []
-        for part, answer in zip(
-            parts, self._store.offers(space.pid, parts), strict=True
-        ):
-            slots, fresh, _ = answer
-            numbers = pages_of(part)
-            left.append(numbers[slots == UNSEEN])
-            self._all_new &= bool(fresh.all())
-            runs = plan.runs(numbers, slots, np.zeros(len(slots), bool))
-            runs = self._affordable(space, batch.mapping, runs, report)
-            report += self._exchange(space, batch.mapping, numbers, runs, fresh)
+        with contextlib.closing(self._store.offers(space.pid, parts)) as answers:
+            for part, (slots, fresh, _) in zip(parts, answers, strict=True):
+                numbers = pages_of(part)
+                left.append(numbers[slots == UNSEEN])
+                self._all_new &= bool(fresh.all())
+                runs = plan.runs(numbers, slots, np.zeros(len(slots), bool))
+                runs = self._affordable(space, batch.mapping, runs, report)
+                report += self._exchange(space, batch.mapping, numbers, runs, fresh)
         return tuple(_spans(np.concatenate(left)))
 
     def _examine(self, space: AddressSpace, batch: PageBatch) -> MergeReport:

@@ -47,6 +47,10 @@ class AddressSpace(Protocol):
     pid: int
     pinned: bool  # what is offered is one object's memory, and stays mapped
 
+    def objection(self) -> str | None:
+        """Say why nothing of it may be merged; None if something may."""
+        ...
+
     def mappings(self, span: Span) -> list[Mapping]:
         """List the mappings that meet `span`, ascending."""
         ...

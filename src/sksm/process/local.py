@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sksm.linux import libc, maps
-from sksm.process import DONE, Exchange
+from sksm.process import DONE, Exchange, guards
 from sksm.process.allowance import Allowance
 from sksm.process.flags import flagged_mappings
 from sksm.process.protection import protection
@@ -43,6 +43,10 @@ class ThisProcess:
         for fd in self._tables.values():
             os.close(fd)
         self._tables.clear()
+
+    def objection(self) -> str | None:
+        """Say why nothing of this process may be merged."""
+        return guards.objection("self")
 
     def mappings(self, span: Span) -> list[maps.Mapping]:
         """List the mappings that meet `span`, ascending."""

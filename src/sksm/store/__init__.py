@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
@@ -49,9 +49,12 @@ class Store(Protocol):
         """Take the pages of `spans` of process `pid` into the pool, unless known."""
         ...
 
-    def offers(self, pid: int, parts: Iterable[list[Span]]) -> Iterator[Offered]:
+    def offers(
+        self, pid: int, parts: Iterable[list[Span]]
+    ) -> Generator[Offered, None, None]:
         """Offer several times in a row, the next one under way while one is used.
 
-        No other call of the store may come before the last answer was taken.
+        No other call of the store may come before the last answer was taken, or
+        the iterator was closed.
         """
         ...

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,9 @@ class LocalStore:
         self.written = min(self.written, self._filled_behind(slots))
         return slots, fresh, refusal
 
-    def offers(self, pid: int, parts: Iterable[list[Span]]) -> Iterator[Offered]:
+    def offers(
+        self, pid: int, parts: Iterable[list[Span]]
+    ) -> Generator[Offered, None, None]:
         """Offer several times in a row."""
         for spans in parts:
             yield self.offer(pid, spans)
