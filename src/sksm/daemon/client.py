@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import select
+import time
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +25,7 @@ from sksm.store import Offered
 _R = TypeVar("_R", bound=protocol.Reply)
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 PATIENCE_SECONDS = 60.0  # for one answer; the daemon serves one client at a time
+_SILENT = f"sksmd gave no answer in {PATIENCE_SECONDS:.0f} seconds"
 
 
 class RemoteStore:
@@ -77,7 +79,7 @@ class RemoteStore:
     def lease(self) -> Iterator[None]:
         """Keep every slot as it is until the block ends."""
         pool = self._pool
-        fcntl.flock(pool, fcntl.LOCK_SH)  # waits while the daemon reclaims
+        _share_lock(pool)
         try:
             yield
         finally:
@@ -148,6 +150,8 @@ class RemoteStore:
         except ConnectionError:  # it hung up, and may have said why before
             if self.alive():
                 raise
+        except TimeoutError as error:
+            raise DaemonUnreachable(_SILENT) from error
 
     def _hear(self, kind: type[_R], fds: int = 0) -> tuple[_R, list[int]]:
         """Take an answer.
@@ -168,8 +172,7 @@ class RemoteStore:
                 raise ConnectionResetError("the daemon hung up")
             reply = protocol.decode_reply(data)
         except TimeoutError as error:
-            patience = f"{PATIENCE_SECONDS:.0f} seconds"
-            raise DaemonUnreachable(f"sksmd gave no answer in {patience}") from error
+            raise DaemonUnreachable(_SILENT) from error
         except (msgspec.MsgspecError, protocol.Malformed) as error:
             raise DaemonUnreachable(f"that is not sksmd: {error}") from error
         if isinstance(reply, protocol.Failure):
@@ -178,6 +181,18 @@ class RemoteStore:
             answer = type(reply).__name__
             raise DaemonUnreachable(f"sksmd answered out of turn: {answer}")
         return reply, received
+
+
+def _share_lock(pool: int) -> None:
+    """Lock the pool for reading; wait while the daemon reclaims, but not for ever."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return fcntl.flock(pool, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise DaemonUnreachable(_SILENT) from None
+            time.sleep(0.001)
 
 
 def _let_read(daemon: int) -> None:

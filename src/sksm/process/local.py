@@ -94,11 +94,13 @@ class ThisProcess:
             script = Script(pool, self._uffd, self.pinned, scratch)
             for at, item in enumerate(exchanges):
                 script.add(item, scratch.addresses[at])
+            scratch.unsure = True
             verdicts = script.run()
             scratch.moved = [
                 verdict == DONE and item.slot is not None
                 for verdict, item in zip(verdicts, exchanges, strict=True)
             ]
+            scratch.unsure = False
         return verdicts
 
     def privatise(self, span: Span, prot: int) -> None:
@@ -108,17 +110,20 @@ class ThisProcess:
             OSError: ENOMEM, with everything as it was.
         """
         spare = libc.mmap(None, span.size, libc.PROT_READ | libc.PROT_WRITE, *_ANON)
-        # SAFETY: `spare` is ours until mremap gives it away, and if that fails.
+        ours = True  # until the list runs: then mremap may have given it away
+        # SAFETY: unmapped only while it is ours for sure, as in Scratch.
         try:
             with self.protected(span):
                 script = Script(-1, self._uffd, True, None)
                 script.copy(span, spare, prot)
+                ours = False
                 verdict = script.run()[0]
-            if verdict != DONE:
-                raise OSError(verdict, f"mremap: {os.strerror(verdict)}")
-        except BaseException:
-            libc.munmap(spare, span.size)
-            raise
+                ours = verdict != DONE
+        finally:
+            if ours:
+                libc.munmap(spare, span.size)
+        if verdict != DONE:
+            raise OSError(verdict, f"un-merging {span}: {os.strerror(verdict)}")
 
     def forget(self, span: Span, prot: int) -> None:
         """Put fresh anonymous pages, all zeros, over `span`: its owner is going."""

@@ -33,6 +33,7 @@ class Scratch:
     def __init__(self, exchanges: Sequence[Exchange]) -> None:
         self.addresses: list[int] = []
         self.moved: list[bool] = []
+        self.unsure = False  # the list may have run, and nobody knows what moved
         self._exchanges = exchanges
         stage = _STAGE_PAGES * PAGE_SIZE
         self._bytes = stage + sum(
@@ -57,6 +58,8 @@ class Scratch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.unsure:  # Ctrl-C just then: better leave addresses behind than
+            return  # unmap what another thread has mapped in the holes
         at = self._start
         moved = zip(self.addresses, self._exchanges, self.moved, strict=False)
         for address, item, gone in moved:
