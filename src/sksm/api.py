@@ -57,8 +57,9 @@ def merge(obj: object) -> MergeReport:
 def merge_range(address: int, length: int) -> MergeReport:
     """Merge the pages of a raw range, as `madvise(address, length, MADV_MERGE)`.
 
-    Before memory that malloc gave out is freed, `unmerge_range` it, unless the
-    allocator is one that never expects dropped pages to read as zeros.
+    `unmerge_range` it before a mapping in it is grown with `mremap`, and before
+    memory that malloc gave out is freed, unless the allocator is one that never
+    expects dropped pages to read as zeros.
 
     Args:
         address: start of the range, a multiple of the page size.
