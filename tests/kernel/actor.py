@@ -28,6 +28,7 @@ class Actor:
     def __init__(self, path):
         self.path = path
         self.memory = {}
+        self.raw = set()  # names of which a raw range was merged
         self._connect()
 
     def _connect(self):
@@ -67,6 +68,7 @@ class Actor:
         return sksm.merge(self.memory[name]).as_dict()
 
     def merge_range(self, name, first, stop):
+        self.raw.add(name)
         return sksm.merge_range(*self._part(name, first, stop)).as_dict()
 
     def unmerge(self, name):
@@ -84,7 +86,16 @@ class Actor:
         libc.madvise(*self._part(name, first, stop), libc.MADV_DONTNEED)
 
     def resize(self, name, pages):
-        """Grow or shrink with mremap. False if the kernel refuses."""
+        """Grow or shrink with mremap. False if the kernel refuses.
+
+        What was merged as a raw range becomes private first, as `merge_range` asks
+        for: it may be one mapping, which would grow into the pool.
+        """
+        if name in self.raw:
+            sksm.unmerge_range(
+                *self._part(name, 0, len(self.memory[name]) // PAGE_SIZE)
+            )
+            self.raw.discard(name)
         try:
             self.memory[name].resize(pages * PAGE_SIZE)
         except OSError:
@@ -93,6 +104,7 @@ class Actor:
 
     def free(self, name):
         memory = self.memory.pop(name)
+        self.raw.discard(name)
         if isinstance(memory, mmap.mmap):
             memory.close()
 
