@@ -9,21 +9,17 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 from sksm import pages
-from sksm.linux import maps, pagemap
+from sksm.linux import maps
 from sksm.linux.maps import Mapping
-from sksm.linux.pagemap import Category
-from sksm.spans import PAGE_SIZE, Span
+from sksm.spans import Span
+from sksm.store import reclaim
 from sksm.store.pool import POOL_NAME
 
 PoolKey = tuple[str, int]  # device and inode, as maps shows them
 _VMA_ESTIMATE = 200  # bytes of a struct vm_area_struct, where slabinfo is closed
-_PRESENT, _FILE = np.uint64(Category.PRESENT), np.uint64(Category.FILE)
-# A swap entry that is write-protected is a userfaultfd's marker, and means nothing.
-_SWAPPED = np.uint64(Category.SWAPPED | Category.WRITTEN)
 
 
 @dataclasses.dataclass(slots=True)
@@ -94,7 +90,7 @@ def survey(daemon: int | None, pool: os.stat_result | None) -> Survey:
     """
     found: dict[PoolKey, dict[int, list[Mapping]]] = defaultdict(dict)
     if pool is not None:
-        found[_key(pool)] = {}
+        found[maps.file_key(pool)] = {}
     unreadable = 0
     for pid in psutil.pids():
         try:
@@ -161,28 +157,7 @@ def copied_bytes(table: int, span: Span) -> int:
         table: an open /proc/PID/pagemap.
         span: the mapping, in that process.
     """
-    some = Category.PRESENT | Category.SWAPPED
-    told = some | Category.FILE | Category.WRITTEN
-    at, copied = span.start, 0
-    while at < span.stop:
-        try:
-            runs, at = pagemap.scan(
-                table, Span(at, span.stop), any_of=some, returned=told
-            )
-        except OSError:  # before Linux 6.7
-            return _copied_by_entries(table, span)
-        kinds = runs["categories"]
-        private = (kinds & _PRESENT > 0) | (kinds & _SWAPPED == _SWAPPED)
-        private &= kinds & _FILE == 0
-        copied += int((runs["end"] - runs["start"])[private].sum())
-    return copied
-
-
-def _copied_by_entries(table: int, span: Span) -> int:
-    entries = pagemap.entries(table, span)
-    there = np.uint64(pagemap.ENTRY_PRESENT | pagemap.ENTRY_SWAPPED)
-    shown = np.uint64(pagemap.ENTRY_FILE)
-    return int(((entries & there != 0) & (entries & shown == 0)).sum()) * PAGE_SIZE
+    return sum(run.size for run in reclaim.copied(table, span))
 
 
 def _owners(daemon: int | None) -> dict[PoolKey, int]:
@@ -191,7 +166,7 @@ def _owners(daemon: int | None) -> dict[PoolKey, int]:
     for pid in _daemons() | ({daemon} if daemon else set()):
         for status, writable in _pool_files(pid):
             if writable:
-                owners[_key(status)] = pid
+                owners[maps.file_key(status)] = pid
     return owners
 
 
@@ -209,7 +184,7 @@ def _daemons() -> set[int]:
 def _pool_bytes(pid: int, key: PoolKey) -> int | None:
     """Ask the file itself, through a descriptor that `pid` has."""
     for status, _ in _pool_files(pid):
-        if _key(status) == key:
+        if maps.file_key(status) == key:
             return status.st_blocks * 512
     return None
 
@@ -225,11 +200,6 @@ def _pool_files(pid: int) -> list[tuple[os.stat_result, bool]]:
                     writable = bool(entry.lstat().st_mode & 0o200)
                     found.append((entry.stat(), writable))
     return found
-
-
-def _key(status: os.stat_result) -> PoolKey:
-    device = status.st_dev
-    return f"{os.major(device):02x}:{os.minor(device):02x}", status.st_ino
 
 
 def _union(pieces: set[tuple[int, int]]) -> int:

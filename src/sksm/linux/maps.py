@@ -46,9 +46,7 @@ class Mapping:
 
     def shows(self, status: os.stat_result) -> bool:
         """Say whether it maps the file of that `fstat`."""
-        device = status.st_dev
-        name = f"{os.major(device):02x}:{os.minor(device):02x}"
-        return self.inode == status.st_ino and self.device == name
+        return (self.device, self.inode) == file_key(status)
 
     @property
     def special(self) -> bool:
@@ -60,6 +58,12 @@ class Mapping:
     def anonymous(self) -> bool:
         """Whether untouched pages of it read as zeros."""
         return self.inode == 0 and not self.shared
+
+
+def file_key(status: os.stat_result) -> tuple[str, int]:
+    """Name a file as a mapping of it does: device and inode."""
+    device = status.st_dev
+    return f"{os.major(device):02x}:{os.minor(device):02x}", status.st_ino
 
 
 def mappings(pid: int | str, span: Span) -> list[Mapping]:

@@ -97,28 +97,32 @@ def _in_domain(pid: int) -> bool:
 def _mark(live: npt.NDArray[np.bool_], pid: int, mapping: Mapping) -> None:
     first = mapping.offset // PAGE_SIZE
     shown = np.ones(mapping.span.pages, bool)
-    for start, stop in _copied(pid, mapping.span):
-        at = (start - mapping.span.start) // PAGE_SIZE
-        shown[at : at + (stop - start) // PAGE_SIZE] = False
+    table = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for run in copied(table, mapping.span):
+            at = (run.start - mapping.span.start) // PAGE_SIZE
+            shown[at : at + run.pages] = False
+    finally:
+        os.close(table)
     part = live[first : first + len(shown)]
     part |= shown[: len(part)]
 
 
-def _copied(pid: int, span: Span) -> list[tuple[int, int]]:
-    """List the runs of `span` that hold private copies instead of pool pages.
+def copied(table: int, span: Span) -> list[Span]:
+    """List the runs of a pool mapping that hold private copies instead of the pool's.
 
     A swap entry counts only if it is not write-protected: the marker that
     userfaultfd leaves in an absent entry looks like one, and means nothing.
+
+    Args:
+        table: an open /proc/PID/pagemap.
+        span: the mapping, in that process.
     """
     told = Category.PRESENT | Category.SWAPPED | Category.FILE | Category.WRITTEN
     swapped = Category.SWAPPED | Category.WRITTEN
-    table = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return [
-            (run.start, run.stop)
-            for run, category in pagemap.walk(table, span, told)
-            if not category & Category.FILE
-            and (category & Category.PRESENT or category & swapped == swapped)
-        ]
-    finally:
-        os.close(table)
+    return [
+        run
+        for run, category in pagemap.walk(table, span, told)
+        if not category & Category.FILE
+        and (category & Category.PRESENT or category & swapped == swapped)
+    ]

@@ -24,8 +24,6 @@ from sksm.errors import SksmError
 from sksm.linux import pagemap
 from sksm.spans import PAGE_SIZE, whole_pages
 
-_MADV_MERGEABLE, _MADV_NOHUGEPAGE = 12, 15
-
 
 class Worker:
     """The commands, each a method that returns what to answer.
@@ -99,9 +97,9 @@ class Worker:
         for _ in range(2):
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             copy = mmap.mmap(-1, int(size), flags=flags)
-            copy.madvise(_MADV_NOHUGEPAGE)
+            copy.madvise(mmap.MADV_NOHUGEPAGE)
             copy.write(sample.data)
-            copy.madvise(_MADV_MERGEABLE)
+            copy.madvise(mmap.MADV_MERGEABLE)
             self._copies.append(copy)
         return {}
 
