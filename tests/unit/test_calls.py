@@ -89,7 +89,7 @@ def executed(request, monkeypatch):
 @pytest.mark.usefixtures("executed")
 def test_a_failed_row_ends_its_block_and_no_other():
     """What stands behind a block runs whatever became of it."""
-    pid, script = os.getpid(), calls.CallList()
+    pid, script = os.getpid(), calls.CallList(calls.Here())
     with script.block():
         script.call(GETPID, want=pid)
         script.call(NOWHERE)
@@ -114,7 +114,7 @@ def test_arguments_arrive_in_their_places():
         (target.ctypes.data, 100), (source.ctypes.data, source.nbytes)
     )
     into = ctypes.addressof(pieces)
-    script = calls.CallList()
+    script = calls.CallList(calls.Here())
     where = (os.getpid(), into, 1, into + ctypes.sizeof(libc.iovec), 1, 0)
     script.syscall("process_vm_readv", *where, want=100)
     memcmp = libc.address_of("memcmp")
@@ -127,7 +127,7 @@ def test_arguments_arrive_in_their_places():
 @pytest.mark.usefixtures("executed")
 def test_a_negative_int_of_a_function_is_negative():
     """memcmp's int is not taken for a large number."""
-    script = calls.CallList()
+    script = calls.CallList(calls.Here())
     low, high = ctypes.c_char(b"a"), ctypes.c_char(b"b")
     where = (ctypes.addressof(low), ctypes.addressof(high), 1)
     script.call(libc.address_of("memcmp"), *where)
@@ -136,7 +136,7 @@ def test_a_negative_int_of_a_function_is_negative():
 
 def test_an_empty_list_runs():
     """Nothing to do is done at once."""
-    assert len(calls.CallList().run().results) == 0
+    assert len(calls.CallList(calls.Here()).run().results) == 0
 
 
 @contextlib.contextmanager
@@ -155,7 +155,7 @@ def test_signals_wait_until_the_list_is_done():
     mask, pending = ctypes.c_uint64(), ctypes.c_uint64()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     with handled(signal.SIGUSR1) as heard:
-        script = calls.CallList()
+        script = calls.CallList(calls.Here())
         script.call(TGKILL, os.getpid(), threading.get_native_id(), signal.SIGUSR1)
         script.call(SIGPENDING, ctypes.addressof(pending), 8)
         script.call(SIGPROCMASK, signal.SIG_BLOCK, 0, ctypes.addressof(mask), 8)
@@ -174,7 +174,7 @@ def test_signals_that_were_blocked_before_stay_blocked():
     """The mask afterwards is the one from before, not an empty one."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
     try:
-        script = calls.CallList()
+        script = calls.CallList(calls.Here())
         with script.block():
             script.call(NOWHERE)
             script.call(GETPID)

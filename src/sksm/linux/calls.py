@@ -20,6 +20,7 @@ import functools
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -94,10 +95,11 @@ CODE = {
 # Signals that a fault of our own would raise: blocking them would turn a bug's
 # message into silence.
 _FAULTS = (4, 5, 7, 8, 11, 31)  # ILL TRAP BUS FPE SEGV SYS
-_NR_SIGPROCMASK = {"x86_64": 14, "aarch64": 135}[os.uname().machine]
-_SIG_SETMASK = 2
-_BLOCKED = 2**64 - 1 - sum(1 << (number - 1) for number in _FAULTS)
-_WANT, _OTHERWISE, _RESULT = 7, 8, 9  # words of a CALL
+NR_SIGPROCMASK = {"x86_64": 14, "aarch64": 135}[os.uname().machine]
+SIG_SETMASK = 2
+BLOCKED = 2**64 - 1 - sum(1 << (number - 1) for number in _FAULTS)
+ZEROS_BYTES = 1 << 18
+_WANT, _OTHERWISE, RESULT = 7, 8, 9  # words of a CALL
 _SKIPPED = np.iinfo(np.int64).min
 
 
@@ -110,22 +112,37 @@ class Results:
     met: npt.NDArray[np.bool_]  # ran, with the result that was wanted
 
 
+class Home(Protocol):
+    """Where a call list is carried out, and where what it points to lies."""
+
+    pid: int
+    compare: int  # a `function` that does what memcmp does
+    zeros: int  # the address of `ZEROS_BYTES` zeros
+    fixed: int  # MAP_FIXED, or MAP_FIXED_NOREPLACE where addresses are not reserved
+
+    def place(self, data: npt.NDArray[Any]) -> int:
+        """Give the address that a copy of `data` has while the list runs."""
+        ...
+
+    def carry_out(self, rows: npt.NDArray[np.int64]) -> None:
+        """Work off rows of ten words, in which `otherwise` is an index.
+
+        Signals are blocked from first to last, so that no handler meets memory
+        that only this list could release.
+        """
+        ...
+
+
 class CallList:
     """A table of calls under construction; `run` carries it out.
 
     Rows are added in order. Inside `block` a row whose result is not the one
     wanted ends the block: the rest of it is skipped, what follows is not.
-    Signals are blocked from first to last, so that no handler of this thread
-    meets memory that only this thread could release.
     """
 
-    def __init__(self) -> None:
-        # Ten words a row, as in CALL; `otherwise` is an index until the table has
-        # an address. The first row blocks signals, the last lets them in again.
-        self._masks = np.array([_BLOCKED, 0], "<u8")
-        mask, held = self._masks.ctypes.data, self._masks.ctypes.data + 8
-        self._rows = [[_NR_SIGPROCMASK, _SIG_SETMASK, mask, held, 8, 0, 0, 0, 1, 0]]
-        self._last = [_NR_SIGPROCMASK, _SIG_SETMASK, held, 0, 8, 0, 0, 0, 0, 0]
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self._rows: list[list[int]] = []  # ten words a row, as in CALL
 
     @contextlib.contextmanager
     def block(self) -> Iterator[None]:
@@ -146,18 +163,62 @@ class CallList:
         return self.call(libc.SYS[name], *args, want=want)
 
     def __len__(self) -> int:
-        return len(self._rows) - 1
+        return len(self._rows)
 
     def run(self) -> Results:
         """Carry the table out and say how it went."""
-        words = np.array([*self._rows, self._last], np.int64)
-        words[-1, _OTHERWISE] = len(words)
-        words[:, _OTHERWISE] *= CALL.itemsize
-        words[:, _OTHERWISE] += words.ctypes.data
-        words[:, _RESULT] = _SKIPPED
+        words = np.array(self._rows, np.int64).reshape(-1, 10)
+        words[:, RESULT] = _SKIPPED
+        self.home.carry_out(words)
+        results = words[:, RESULT]
+        return Results(results, results != _SKIPPED, results == words[:, _WANT])
+
+
+class Here:
+    """This process, in which a list runs without the interpreter if it can."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.compare = libc.address_of("memcmp")
+        self.zeros = _zeros()
+        self.fixed = libc.MAP_FIXED
+        self._placed: list[npt.NDArray[Any]] = []
+
+    def place(self, data: npt.NDArray[Any]) -> int:
+        """Give the address of `data` itself, kept alive."""
+        self._placed.append(data)
+        return int(data.ctypes.data)
+
+    def carry_out(self, rows: npt.NDArray[np.int64]) -> None:
+        """Work the rows off between blocking signals and letting them in again."""
+        masks = np.array([BLOCKED, 0], "<u8")
+        mask, held = masks.ctypes.data, masks.ctypes.data + 8
+        words = np.zeros((len(rows) + 2, 10), np.int64)
+        words[0] = [NR_SIGPROCMASK, SIG_SETMASK, mask, held, 8, 0, 0, 0, 0, 0]
+        words[1:-1] = rows
+        words[-1] = [NR_SIGPROCMASK, SIG_SETMASK, held, 0, 8, 0, 0, 0, 0, 0]
+        words[1:-1, _OTHERWISE] += 1
+        words[[0, -1], _OTHERWISE] = 1, len(words)
+        to_addresses(words, words.ctypes.data)
         execute(words.view(CALL)[:, 0])
-        results = words[1:-1, _RESULT]
-        return Results(results, results != _SKIPPED, results == words[1:-1, _WANT])
+        rows[:, RESULT] = words[1:-1, RESULT]
+
+
+@functools.cache
+def _zeros() -> int:
+    """Give the address of `ZEROS_BYTES` zeros: pages nobody ever writes."""
+    area = mmap.mmap(-1, ZEROS_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    _held_for_ever.append(area)
+    return ctypes.addressof(ctypes.c_char.from_buffer(area))
+
+
+_held_for_ever: list[object] = []
+
+
+def to_addresses(words: npt.NDArray[np.int64], table: int) -> None:
+    """Turn `otherwise` from an index into the address it has in a table there."""
+    words[:, _OTHERWISE] *= CALL.itemsize
+    words[:, _OTHERWISE] += table
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from typing import Any
 PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC = 0, 1, 2, 4
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
 MAP_NORESERVE = 0x4000
+MAP_FIXED_NOREPLACE = 0x100000  # since 4.17
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 MADV_DONTNEED, MADV_MERGEABLE, MADV_UNMERGEABLE = 4, 12, 13
 MADV_DONTFORK, MADV_DOFORK = 10, 11
@@ -46,7 +47,8 @@ class iovec(ctypes.Structure):
     _fields_ = (("iov_base", c_void_p), ("iov_len", c_size_t))
 
 
-def _raise_on_failure(result: Any, function: Any, args: Any) -> Any:
+def raise_on_failure(result: Any, function: Any, args: Any) -> Any:
+    """Raise `OSError` for a result that says to look at errno (an `errcheck`)."""
     if result in (-1, 2**64 - 1):
         code = ctypes.get_errno()
         raise OSError(code, f"{function.__name__}: {os.strerror(code)}")
@@ -57,7 +59,7 @@ def _declare(name: str, *argtypes: type, restype: type = c_int) -> Callable[...,
     function = _libc[name]
     function.argtypes = argtypes
     function.restype = restype
-    function.errcheck = _raise_on_failure
+    function.errcheck = raise_on_failure
     return function
 
 

@@ -124,7 +124,7 @@ def run_call_list() -> str:
         raise OSError(
             errno.EOPNOTSUPP, "no code for this processor, or no executable memory"
         )
-    calls.CallList().run()
+    calls.CallList(calls.Here()).run()
     return ""
 
 

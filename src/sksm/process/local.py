@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sksm.linux import libc, maps
+from sksm.linux import calls, libc, maps
 from sksm.process import DONE, Exchange, guards
 from sksm.process.allowance import Allowance
 from sksm.process.flags import flagged_mappings
 from sksm.process.protection import protection
 from sksm.process.reading import read_pages
-from sksm.process.script import Scratch, Script
+from sksm.process.scratch import Scratch
+from sksm.process.script import Script
 from sksm.spans import PAGE_SIZE, Span
 
 
@@ -91,7 +92,8 @@ class ThisProcess:
     def exchange(self, pool: int, exchanges: Sequence[Exchange]) -> list[int]:
         """Compare and replace; see `AddressSpace.exchange`."""
         with Scratch(exchanges) as scratch:
-            script = Script(pool, self._uffd, self.pinned, scratch)
+            stage = None if self.pinned else scratch.stage
+            script = Script(calls.Here(), pool, self._uffd, stage)
             for at, item in enumerate(exchanges):
                 script.add(item, scratch.addresses[at])
             scratch.unsure = True
@@ -114,7 +116,7 @@ class ThisProcess:
         # SAFETY: unmapped only while it is ours for sure, as in Scratch.
         try:
             with self.protected(span):
-                script = Script(-1, self._uffd, True, None)
+                script = Script(calls.Here(), -1, self._uffd, None)
                 script.copy(span, spare, prot)
                 ours = False
                 verdict = script.run()[0]
