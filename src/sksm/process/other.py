@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sksm.linux import maps
 from sksm.process import guards
 from sksm.process.allowance import Allowance
-from sksm.process.reading import read_pages
+from sksm.process.reading import read_unpinned
 from sksm.spans import PAGE_SIZE, Span
 
 EVERYTHING = Span(0, 1 << 56)  # as far as five levels of page tables reach
@@ -81,4 +81,4 @@ class OtherProcess:
         pages = sum(piece.pages for piece in pieces)
         if self._rows is None or pages > len(self._rows):
             self._rows = np.empty((pages, PAGE_SIZE), np.uint8)
-        return read_pages(self.pid, pieces, self._rows)
+        return read_unpinned(self._table("mem"), pieces, self._rows)

@@ -46,6 +46,42 @@ def read_pages(
     return rows
 
 
+def read_unpinned(
+    mem: int, spans: Iterable[Span], rows: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    """Copy the pages of `spans` out of a process and leave it as it is.
+
+    `process_vm_readv` pins what it reads, and since Linux 5.19 the kernel copies
+    an anonymous page before it is pinned if fork shares it (FAULT_FLAG_UNSHARE in
+    mm/gup.c): to read forked workers would multiply their memory. A read of
+    /proc/PID/mem pins nothing, and is nearly as fast.
+
+    Args:
+        mem: an open /proc/PID/mem.
+        spans: which pages, in order.
+        rows: where to put them, at least as many rows.
+
+    Raises:
+        OSError: EFAULT if some page is not mapped, ESRCH if the process is gone,
+            or runs another program since `mem` was opened.
+    """
+    at = 0
+    for span in spans:
+        into = rows[at : at + span.pages]
+        try:
+            got = os.preadv(mem, [into.data], span.start)
+        except OSError as error:
+            if error.errno != errno.EIO:  # the first page cannot be read
+                raise
+            got = -1
+        if got == 0:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        if got != span.size:
+            raise OSError(errno.EFAULT, f"/proc/PID/mem: {os.strerror(errno.EFAULT)}")
+        at += span.pages
+    return rows[:at]
+
+
 def _read_some(pid: int, spans: list[Span], into: int) -> int:
     wanted = sum(span.size for span in spans)
     remote = (libc.iovec * len(spans))(
