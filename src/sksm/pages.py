@@ -75,7 +75,7 @@ def survey(
     space: AddressSpace,
     mapping: Mapping,
     span: Span,
-    pool: os.stat_result,
+    pool: os.stat_result | None,
     *,
     followed: bool = False,
 ) -> tuple[MergeReport, list[Span]]:
@@ -85,7 +85,8 @@ def survey(
         space: whose memory.
         mapping: one that `why_not` has no objection to.
         span: where to look.
-        pool: `fstat` of the pool's file: clean pages of it are merged.
+        pool: `fstat` of the pool's file: clean pages of it are merged. None: those
+            of any pool are.
         followed: the range goes on where `mapping` ends, which is then no end of
             something that could grow.
 
@@ -94,8 +95,8 @@ def survey(
         that are: private pages that are in memory.
     """
     report = MergeReport()
-    in_pool = mapping.shows(pool)
     in_some_pool = is_pool(mapping)
+    in_pool = in_some_pool if pool is None else mapping.shows(pool)
     if span.stop == mapping.span.stop and not in_some_pool and not followed:
         report.refuse(LAST_PAGE, 1)
         span = Span(span.start, span.stop - PAGE_SIZE)

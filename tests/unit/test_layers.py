@@ -12,7 +12,7 @@ LAYERS = """
     process
     pages fingerprints store
     engines
-    pipeline
+    pipeline twins holding estimate
     daemon
     session ownership buffers api
     commands reporters

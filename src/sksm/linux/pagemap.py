@@ -65,6 +65,7 @@ PAGE_REGION = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8")]
 # Bits of one entry of the table, as pagemap.rst numbers them.
 ENTRY_PRESENT, ENTRY_SWAPPED, ENTRY_FILE = 1 << 63, 1 << 62, 1 << 61
 ENTRY_UFFD_WP = 1 << 57
+ENTRY_EXCLUSIVE = 1 << 56  # no other page table maps the page; since 4.2
 ENTRY_FRAME = (1 << 55) - 1  # zero without CAP_SYS_ADMIN
 
 

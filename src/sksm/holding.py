@@ -1,0 +1,180 @@
+"""The pages of one process that may be merged: numbers, fingerprints, frames.
+
+For each page 33 bytes are kept, which is 8.3 MiB a GiB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sksm import pages
+from sksm.fingerprints import fingerprint
+from sksm.linux import pagemap
+from sksm.linux.maps import Mapping
+from sksm.linux.pagemap import Category
+from sksm.process import AddressSpace, pages_of
+from sksm.process.other import EVERYTHING
+from sksm.report import MergeReport
+from sksm.spans import PAGE_SIZE, Span, groups
+from sksm.store import UNSEEN
+from sksm.twins import Flags, stretches
+
+# Finds the slot of each fingerprint, `UNSEEN` where a pool has none.
+Lookup = Callable[[npt.NDArray[np.uint64]], npt.NDArray[np.int64]]
+_T = TypeVar("_T", np.int64, np.uint64)
+
+HUGE_BYTES = 2 << 20
+VANISHED = "gone while it was read"
+_GROUP_PAGES = 512  # read and fingerprinted at a time: they stay in the cache
+_PART_PAGES = 64  # where a group cannot be read, what is given up at a time
+
+
+@dataclasses.dataclass(slots=True)
+class Holding:
+    """The pages of one process that may be merged, ascending."""
+
+    pid: int
+    numbers: npt.NDArray[np.int64]  # address // page size
+    prints: npt.NDArray[np.uint64]
+    frames: npt.NDArray[np.uint64]  # 0 where no other process maps the page
+    known: Flags  # a pool holds an equal page
+    stretch: npt.NDArray[np.int64]  # as `twins.stretches` gives it
+    huge: npt.NDArray[np.int64]  # numbers of the first pages of huge pages
+    others: MergeReport  # pages that were not read: merged already, or refused
+
+
+def read(
+    space: AddressSpace,
+    seed: int,
+    *,
+    known: Lookup | None = None,
+    pool: os.stat_result | None = None,
+    tell: Callable[[int], None] | None = None,
+) -> Holding:
+    """Read all pages of a process that may be merged.
+
+    Args:
+        space: whose memory.
+        seed: of the fingerprints.
+        known: finds the fingerprints that a store has, under that seed.
+        pool: `fstat` of that store's pool. Without, pages of any pool count as
+            merged; with it those of others are read.
+        tell: hears of every group of pages read, and how many they were.
+
+    Raises:
+        OSError: ESRCH or ENOENT when the process ended, EACCES or EPERM without
+            leave to look at it.
+    """
+    return _Reading(space, seed, pool, tell).holding(known)
+
+
+class _Reading:
+    """One process being read."""
+
+    def __init__(
+        self,
+        space: AddressSpace,
+        seed: int,
+        pool: os.stat_result | None,
+        tell: Callable[[int], None] | None,
+    ) -> None:
+        self._space, self._seed, self._pool = space, seed, pool
+        self._tell = tell or (lambda _: None)
+        self._numbers: list[npt.NDArray[np.int64]] = []
+        self._prints: list[npt.NDArray[np.uint64]] = []
+        self._frames: list[npt.NDArray[np.uint64]] = []
+        self._huge: list[int] = []
+        self._others = MergeReport()
+
+    def holding(self, known: Lookup | None) -> Holding:
+        """Read it, mapping by mapping."""
+        mappings = self._space.mappings(EVERYTHING)
+        for mapping in mappings:
+            if reason := pages.why_not(mapping):
+                self._others.refuse(reason, self._resident(mapping))
+            else:
+                self._look(mapping)
+        numbers = _joined(self._numbers, np.int64)
+        prints = _joined(self._prints, np.uint64)
+        in_pool = np.zeros(len(prints), bool)
+        if known is not None:
+            for first in range(0, len(prints), pages.BATCH_PAGES):
+                part = slice(first, first + pages.BATCH_PAGES)
+                in_pool[part] = known(prints[part]) != UNSEEN
+        starts = np.array([m.span.start // PAGE_SIZE for m in mappings], np.int64)
+        return Holding(
+            self._space.pid,
+            numbers,
+            prints,
+            _joined(self._frames, np.uint64),
+            in_pool,
+            stretches(numbers, starts),
+            np.array(self._huge, np.int64),
+            self._others,
+        )
+
+    def _resident(self, mapping: Mapping) -> int:
+        table = self._space.pagemap()
+        runs = pagemap.walk(table, mapping.span, Category.PRESENT)
+        return sum(run.pages for run, kind in runs if kind & Category.PRESENT)
+
+    def _look(self, mapping: Mapping) -> None:
+        report, candidates = pages.survey(
+            self._space, mapping, mapping.span, self._pool
+        )
+        report.reasons.pop(pages.UNTOUCHED, 0)  # no memory yet
+        self._others += report
+        for group in groups(candidates, _GROUP_PAGES):
+            self._read(group)
+        if candidates and mapping.span.size >= HUGE_BYTES:
+            table = self._space.pagemap()
+            for run, kind in pagemap.walk(table, mapping.span, Category.HUGE):
+                if kind & Category.HUGE:
+                    starts = range(run.start, run.stop, HUGE_BYTES)
+                    self._huge += [start // PAGE_SIZE for start in starts]
+
+    def _read(self, spans: list[Span]) -> None:
+        count = sum(span.pages for span in spans)
+        try:
+            rows = self._space.read(spans)
+        except OSError as error:
+            if error.errno != errno.EFAULT:
+                raise
+            if count <= _PART_PAGES:
+                self._others.refuse(VANISHED, count)
+                return
+            for part in groups(spans, _PART_PAGES):
+                self._read(part)
+            return
+        self._numbers.append(pages_of(spans))
+        self._prints.append(fingerprint(rows, self._seed))
+        table = self._space.pagemap()
+        self._frames += [shared_frames(table, span) for span in spans]
+        self._tell(count)
+
+
+def shared_frames(table: int, span: Span) -> npt.NDArray[np.uint64]:
+    """Name the frame of each page that more than one page table shows; else 0.
+
+    Only root is told frames' numbers. For others the page's number must do: pages
+    are shared by fork nearly always, and then have the same one in each process.
+    """
+    entries = pagemap.entries(table, span)
+    alone = entries & np.uint64(pagemap.ENTRY_EXCLUSIVE) != 0
+    alone |= entries & np.uint64(pagemap.ENTRY_PRESENT) == 0  # gone since
+    frames = entries & np.uint64(pagemap.ENTRY_FRAME)
+    numbers = pages_of([span]).astype(np.uint64)
+    frames = np.where(frames != 0, frames, numbers)
+    frames[alone] = 0
+    return frames
+
+
+def _joined(parts: list[npt.NDArray[_T]], kind: type[_T]) -> npt.NDArray[_T]:
+    return np.concatenate(parts) if parts else np.empty(0, kind)
