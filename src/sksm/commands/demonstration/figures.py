@@ -10,6 +10,7 @@ from pathlib import Path
 from sksm.commands import sharing
 from sksm.daemon.protocol import Status
 from sksm.spans import PAGE_SIZE
+from sksm.store.pool import POOL_NAME
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def take(workers: Sequence[int], daemon: Status | None) -> Snapshot:
     rollups = [_fields(f"/proc/{pid}/smaps_rollup") for pid in workers]
     machine = _fields("/proc/meminfo")
     pool = daemon.pool_bytes if daemon else 0
-    mapped = sum(rollup.get("Pss_Shmem", 0) for rollup in rollups)
+    mapped = sum(map(_pool_pss, workers)) if pool else 0
     own = _fields(f"/proc/{daemon.pid}/smaps_rollup") if daemon else {}
     used = ("AnonPages", "Shmem", "PageTables", "SUnreclaim")
     return Snapshot(
@@ -65,6 +66,22 @@ def take(workers: Sequence[int], daemon: Status | None) -> Snapshot:
         machine_cpu_lists_bytes=_cpu_lists(),
         machine_used_bytes=sum(machine[name] for name in used),
     )
+
+
+def _pool_pss(pid: int) -> int:
+    """Sum a process's part of the pool's pages: of those alone.
+
+    Its other shared memory does not count, nor do its copies of pool pages.
+    """
+    parts = {"Pss:": 1, "Anonymous:": -1}
+    total, inside = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        if not name.endswith(":"):
+            inside = f"/memfd:{POOL_NAME}" in rest
+        elif inside and name in parts:
+            total += parts[name] * int(rest.split()[0]) * 1024
+    return total
 
 
 def _cpu_lists() -> int:
