@@ -112,7 +112,7 @@ def held_by(names: Iterable[str], holders: dict[str, str] = _HOLDERS) -> str | N
 
 
 def _objection_by_status(pid: int) -> str | None:
-    status = _status(pid)
+    status = status_of(pid)
     tracer = int(status["TracerPid"])
     objections = (
         (OURS, int(status["Tgid"]) in _above_us()),
@@ -125,7 +125,8 @@ def _objection_by_status(pid: int) -> str | None:
     return next((why for why, holds in objections if holds), None)
 
 
-def _status(pid: int) -> dict[str, str]:
+def status_of(pid: int) -> dict[str, str]:
+    """Read /proc/PID/status, which everybody may: each field as text."""
     text = Path(f"/proc/{pid}/status").read_text(errors="replace")
     fields = (line.partition(":") for line in text.splitlines())
     return {name: value.strip() for name, _, value in fields}
@@ -135,7 +136,7 @@ def _above_us() -> list[int]:
     """List this process, its parent and so on."""
     above = [os.getpid()]
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended just now
-        while parent := int(_status(above[-1])["PPid"]):
+        while parent := int(status_of(above[-1])["PPid"]):
             above.append(parent)
     return above
 
