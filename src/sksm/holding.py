@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -26,8 +26,9 @@ from sksm.spans import PAGE_SIZE, Span, groups
 from sksm.store import UNSEEN
 from sksm.twins import Flags, stretches
 
+Prints = npt.NDArray[np.uint64]
 # Finds the slot of each fingerprint, `UNSEEN` where a pool has none.
-Lookup = Callable[[npt.NDArray[np.uint64]], npt.NDArray[np.int64]]
+Lookup = Callable[[Prints], npt.NDArray[np.int64]]
 _T = TypeVar("_T", np.int64, np.uint64)
 
 HUGE_BYTES = 2 << 20
@@ -42,7 +43,7 @@ class Holding:
 
     pid: int
     numbers: npt.NDArray[np.int64]  # address // page size
-    prints: npt.NDArray[np.uint64]
+    prints: Prints
     frames: npt.NDArray[np.uint64]  # 0 where no other process maps the page
     known: Flags  # a pool holds an equal page
     stretch: npt.NDArray[np.int64]  # as `twins.stretches` gives it
@@ -88,7 +89,7 @@ class _Reading:
         self._space, self._seed, self._pool = space, seed, pool
         self._tell = tell or (lambda _: None)
         self._numbers: list[npt.NDArray[np.int64]] = []
-        self._prints: list[npt.NDArray[np.uint64]] = []
+        self._prints: list[Prints] = []
         self._frames: list[npt.NDArray[np.uint64]] = []
         self._huge: list[int] = []
         self._others = MergeReport()
@@ -131,8 +132,7 @@ class _Reading:
         )
         report.reasons.pop(pages.UNTOUCHED, 0)  # no memory yet
         self._others += report
-        for group in groups(candidates, _GROUP_PAGES):
-            self._read(group)
+        self._read(candidates)
         if candidates and mapping.span.size >= HUGE_BYTES:
             table = self._space.pagemap()
             for run, kind in pagemap.walk(table, mapping.span, Category.HUGE):
@@ -140,24 +140,40 @@ class _Reading:
                     starts = range(run.start, run.stop, HUGE_BYTES)
                     self._huge += [start // PAGE_SIZE for start in starts]
 
-    def _read(self, spans: list[Span]) -> None:
-        count = sum(span.pages for span in spans)
+    def _read(self, candidates: list[Span]) -> None:
+        table = self._space.pagemap()
+        for spans, prints in fingerprints_of(self._space, candidates, self._seed):
+            if prints is None:
+                self._others.refuse(VANISHED, sum(span.pages for span in spans))
+                continue
+            self._numbers.append(pages_of(spans))
+            self._prints.append(prints)
+            self._frames += [shared_frames(table, span) for span in spans]
+            self._tell(len(prints))
+
+
+def fingerprints_of(
+    space: AddressSpace, spans: Iterable[Span], seed: int, most: int = _GROUP_PAGES
+) -> Iterator[tuple[list[Span], Prints | None]]:
+    """Read pages in groups; gives each group's spans and fingerprints, in order.
+
+    None instead where some page is gone. Little more than that page is given up.
+
+    Raises:
+        OSError: as `AddressSpace.read`, but for EFAULT.
+    """
+    for group in groups(spans, most):
         try:
-            rows = self._space.read(spans)
+            rows = space.read(group)
         except OSError as error:
             if error.errno != errno.EFAULT:
                 raise
-            if count <= _PART_PAGES:
-                self._others.refuse(VANISHED, count)
-                return
-            for part in groups(spans, _PART_PAGES):
-                self._read(part)
-            return
-        self._numbers.append(pages_of(spans))
-        self._prints.append(fingerprint(rows, self._seed))
-        table = self._space.pagemap()
-        self._frames += [shared_frames(table, span) for span in spans]
-        self._tell(count)
+            if most <= _PART_PAGES:
+                yield group, None
+            else:
+                yield from fingerprints_of(space, group, seed, _PART_PAGES)
+        else:
+            yield group, fingerprint(rows, seed)
 
 
 def shared_frames(table: int, span: Span) -> npt.NDArray[np.uint64]:

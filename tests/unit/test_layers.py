@@ -12,7 +12,7 @@ LAYERS = """
     process
     pages fingerprints store
     engines
-    pipeline twins holding estimate
+    pipeline twins holding estimate gain hotness misaligned
     daemon
     session ownership buffers api
     commands reporters

@@ -101,7 +101,7 @@ def survey(daemon: int | None, pool: os.stat_result | None) -> Survey:
             continue  # it ended meanwhile, and shares nothing any more
     owners = _owners(daemon)
     pools = [_pool_use(key, mappers, owners) for key, mappers in found.items()]
-    cost, measured = _vma_cost()
+    cost, measured = vma_cost()
     return Survey(pools, unreadable, cost, measured)
 
 
@@ -214,10 +214,10 @@ def _union(pieces: set[tuple[int, int]]) -> int:
 def mapping_bytes(pids: Iterable[int]) -> int:
     """Say what kernel memory the mappings of pools take that these processes have."""
     mappings = (mapping for pid in pids for mapping in maps.every_mapping(pid))
-    return sum(map(pages.is_pool, mappings)) * _vma_cost()[0]
+    return sum(map(pages.is_pool, mappings)) * vma_cost()[0]
 
 
-def _vma_cost() -> tuple[int, bool]:
+def vma_cost() -> tuple[int, bool]:
     """Read what the kernel allocates for a mapping; only root may, others estimate."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/slabinfo").read_text().splitlines():
