@@ -91,7 +91,7 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Result:
         SksmError: it could not be done.
     """
     state = runtime.directory() / ksm.STATE_NAME
-    with _own_daemon():
+    with own_daemon():
         with crew(plan.workers, plan.path, plan.private_bytes) as hands:
             found = _with_workers(plan, hands, tell)
         tell("workers gone, waiting for the pool to go")
@@ -176,8 +176,8 @@ def _release() -> Proof:
 
 
 @contextlib.contextmanager
-def _own_daemon() -> Iterator[None]:
-    """Use a daemon that nobody else uses, so that every figure is the demo's."""
+def own_daemon() -> Iterator[None]:
+    """Use a daemon that nobody else uses, so that every figure is of the block."""
     folder = tempfile.mkdtemp(prefix="demo-", dir=runtime.directory())
     with contextlib.ExitStack() as undo:  # a signal in one step spares no other
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
