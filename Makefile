@@ -14,6 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Written last, so that a broken install is repeated.
 STAMP := $(VENV)/.installed
+PROGRAMS := $(VENV)/.programs
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
@@ -21,7 +22,7 @@ SHELL := /bin/sh
 
 .PHONY: help
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 .PHONY: demo
 demo: $(STAMP) ## Merge real data between five processes and prove what it saved
@@ -32,7 +33,7 @@ test: $(STAMP) ## Run the tests, but for the slow ones
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 .PHONY: test-slow
-test-slow: $(STAMP) ## Run the slow tests
+test-slow: $(PROGRAMS) ## Run the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 .PHONY: coverage
@@ -57,6 +58,10 @@ format: $(STAMP) ## Format the code and mend what can be mended
 bench: $(STAMP) ## Measure speed beside its floor, in one run
 	$(BIN)/python -m bench $(ARGS)
 
+.PHONY: bench-programs
+bench-programs: $(PROGRAMS) ## Merge real programs that run, and measure what it saves
+	$(BIN)/python -m bench.programs $(ARGS)
+
 .PHONY: venv
 venv: $(STAMP) ## Create the environment (the others do it when needed)
 	@:
@@ -80,13 +85,18 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install --constraint constraints.txt --no-deps --group demo
 	@touch $@
 
+# Only where they are asked for: pandas is larger than all the rest.
+$(PROGRAMS): $(STAMP)
+	@$(PIP) install --constraint constraints.txt --group programs
+	@touch $@
+
 .PHONY: constraints
 constraints: ## Pin the newest versions of everything in constraints.txt
 	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
 	"$(PYTHON)" -m venv "$$dir"; \
 	pip="$$dir/bin/python -m pip --disable-pip-version-check --quiet"; \
 	$$pip install --upgrade pip; \
-	$$pip install --group dev hatchling editables .; \
+	$$pip install --group dev --group programs hatchling editables .; \
 	$$pip install --no-deps --group demo; \
 	{ echo "# The versions that are tested. Written by: make constraints"; \
 	  $$pip freeze --all --exclude sksm --exclude setuptools; } > "$$dir/new"; \

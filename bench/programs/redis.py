@@ -161,7 +161,7 @@ def _client(number: int, connection: Connection) -> Client:
 def _benchmark(found: Packages, paths: list[Path]) -> None:
     """Run redis-benchmark once on each server."""
     for path in paths:
-        command = [found.file("usr/bin/redis-benchmark"), "-s", path, "-q", "-c", "4"]
+        command = [found.file("usr/bin/redis-benchmark"), "-s", path, "-q", "-c", "2"]
         command += ["-n", str(_BENCHMARK_REQUESTS), "-t", "set,get,incr,lpush,lpop"]
         done = subprocess.run(
             command,
