@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import time
+from collections.abc import Iterator, Sequence
 
 from sksm import pages
 from sksm.engines import Engine
@@ -22,42 +24,78 @@ def merge(space: AddressSpace, span: Span, *, engine: Engine) -> MergeReport:
         OSError: ENOMEM if part of `span` is not mapped, as `madvise` does, after
             what is mapped was merged.
     """
-    started = time.perf_counter()
-    report = MergeReport()
-    mapped = 0
-    around = Span(max(0, span.start - PAGE_SIZE), span.stop + PAGE_SIZE)
-    mappings = space.count_mappings(around)
-    objection = space.objection()
-    found = space.mappings(span)
-    starts = {mapping.span.start for mapping in found}
-    for mapping in found:
-        part = mapping.span & span
-        mapped += part.pages
-        # One object's memory goes on where a mapping of it ends; of a raw range
-        # nobody knows, and the program might grow the mapping.
-        followed = space.pinned and mapping.span.stop in starts
-        if reason := objection or pages.why_not(mapping):
-            report.refuse(reason, part.pages)
-        else:
-            report += _merge_part(space, mapping, part, engine, followed)
-    report.mappings_added = space.count_mappings(around) - mappings
-    report.seconds = time.perf_counter() - started
-    if mapped < span.pages:
-        hole = f"{span.pages - mapped} of {span.pages} pages are not mapped"
+    report = merge_all(space, [span], engine=engine)
+    if report.scanned < span.pages:
+        hole = f"{span.pages - report.scanned} of {span.pages} pages are not mapped"
         raise OSError(errno.ENOMEM, hole)
     return report
 
 
-def _merge_part(
+def merge_all(
+    space: AddressSpace, spans: Sequence[Span], *, engine: Engine
+) -> MergeReport:
+    """Make equal pages of several spans share one frame, as far as they are mapped.
+
+    Args:
+        space: whose memory.
+        spans: ascending, apart from each other.
+        engine: how.
+    """
+    started = time.perf_counter()
+    report = MergeReport()
+    if not spans:
+        return report
+    whole = Span(spans[0].start, spans[-1].stop)
+    around = Span(max(0, whole.start - PAGE_SIZE), whole.stop + PAGE_SIZE)
+    mappings = space.count_mappings(around)
+    objection = space.objection()
+    found = space.mappings(whole)
+    starts = {mapping.span.start for mapping in found}
+    for mapping, parts in _parts(found, spans):
+        # One object's memory goes on where a mapping of it ends; of a raw range
+        # nobody knows, and the program might grow the mapping.
+        followed = space.pinned and mapping.span.stop in starts
+        if reason := objection or pages.why_not(mapping):
+            report.refuse(reason, sum(part.pages for part in parts))
+        else:
+            report += _merge_parts(space, mapping, parts, engine, followed)
+    report.mappings_added = space.count_mappings(around) - mappings
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _parts(
+    found: list[Mapping], spans: Sequence[Span]
+) -> Iterator[tuple[Mapping, list[Span]]]:
+    """Go through mappings, each with the parts of it that lie in `spans`."""
+    first = 0
+    for mapping in found:
+        while first < len(spans) and spans[first].stop <= mapping.span.start:
+            first += 1
+        parts = []
+        for span in itertools.islice(spans, first, None):
+            if span.start >= mapping.span.stop:
+                break
+            parts.append(mapping.span & span)
+        if parts:
+            yield mapping, parts
+
+
+def _merge_parts(
     space: AddressSpace,
     mapping: Mapping,
-    part: Span,
+    parts: list[Span],
     engine: Engine,
     followed: bool,
 ) -> MergeReport:
-    report, candidates = pages.survey(
-        space, mapping, part, engine.pool, followed=followed
-    )
+    report = MergeReport()
+    candidates: list[Span] = []
+    for part in parts:
+        surveyed, some = pages.survey(
+            space, mapping, part, engine.pool, followed=followed
+        )
+        report += surveyed
+        candidates += some
     if not candidates:
         return report
     with contextlib.ExitStack() as scope:
@@ -65,13 +103,21 @@ def _merge_part(
             whole = Span(candidates[0].start, candidates[-1].stop)
             scope.enter_context(space.protected(whole))
         except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            report.refuse(pages.WATCHED, sum(span.pages for span in candidates))
+            reason = _unprotected(error)
+            report.refuse(reason, sum(span.pages for span in candidates))
             return report
         for batch in pages.batches(mapping, candidates):
             report += _share(space, batch, engine)
     return report
+
+
+def _unprotected(error: OSError) -> str:
+    """Say why writers to some memory cannot be held off, if that is an answer."""
+    if isinstance(error, BlockingIOError) or error.errno == errno.EOPNOTSUPP:
+        return error.strerror or ""
+    if error.errno != errno.EBUSY:
+        raise error
+    return pages.WATCHED
 
 
 def _share(space: AddressSpace, batch: pages.PageBatch, engine: Engine) -> MergeReport:

@@ -8,6 +8,7 @@ the un-merging there is. Needs no privilege for memory of one's own.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 import numpy as np
@@ -18,6 +19,7 @@ from sksm.fingerprints import fingerprint, of_zeros
 from sksm.linux.maps import Mapping
 from sksm.pages import PageBatch
 from sksm.process import (
+    BUSY,
     CHANGED,
     DONE,
     AddressSpace,
@@ -245,6 +247,8 @@ def _count(
     """Count the pages of a run, but not its own ones, by what became of it."""
     if verdict == CHANGED:
         report.add(changed=run.shared)
+    elif verdict == errno.EBUSY:
+        report.refuse(BUSY, run.shared)
     elif verdict != DONE:
         report.refuse(f"the kernel refused it: {os.strerror(verdict)}", run.shared)
     elif run.slot is None:

@@ -95,11 +95,10 @@ CODE = {
 # Signals that a fault of our own would raise: blocking them would turn a bug's
 # message into silence.
 _FAULTS = (4, 5, 7, 8, 11, 31)  # ILL TRAP BUS FPE SEGV SYS
-NR_SIGPROCMASK = {"x86_64": 14, "aarch64": 135}[os.uname().machine]
 SIG_SETMASK = 2
 BLOCKED = 2**64 - 1 - sum(1 << (number - 1) for number in _FAULTS)
 ZEROS_BYTES = 1 << 18
-_WANT, _OTHERWISE, RESULT = 7, 8, 9  # words of a CALL
+_WANT, OTHERWISE, RESULT = 7, 8, 9  # words of a CALL
 _SKIPPED = np.iinfo(np.int64).min
 
 
@@ -150,7 +149,7 @@ class CallList:
         first = len(self._rows)
         yield
         for row in self._rows[first:]:
-            row[_OTHERWISE] = len(self._rows)
+            row[OTHERWISE] = len(self._rows)
 
     def call(self, function: int, *args: int, want: int = 0) -> int:
         """Add a call of `function`, at an address or by number. Gives its row."""
@@ -165,10 +164,15 @@ class CallList:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def run(self) -> Results:
-        """Carry the table out and say how it went."""
+    def words(self) -> npt.NDArray[np.int64]:
+        """Give the table, with `otherwise` as an index."""
         words = np.array(self._rows, np.int64).reshape(-1, 10)
         words[:, RESULT] = _SKIPPED
+        return words
+
+    def run(self) -> Results:
+        """Carry the table out and say how it went."""
+        words = self.words()
         self.home.carry_out(words)
         results = words[:, RESULT]
         return Results(results, results != _SKIPPED, results == words[:, _WANT])
@@ -194,11 +198,22 @@ class Here:
         masks = np.array([BLOCKED, 0], "<u8")
         mask, held = masks.ctypes.data, masks.ctypes.data + 8
         words = np.zeros((len(rows) + 2, 10), np.int64)
-        words[0] = [NR_SIGPROCMASK, SIG_SETMASK, mask, held, 8, 0, 0, 0, 0, 0]
+        words[0] = [
+            libc.SYS["rt_sigprocmask"],
+            SIG_SETMASK,
+            mask,
+            held,
+            8,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ]
         words[1:-1] = rows
-        words[-1] = [NR_SIGPROCMASK, SIG_SETMASK, held, 0, 8, 0, 0, 0, 0, 0]
-        words[1:-1, _OTHERWISE] += 1
-        words[[0, -1], _OTHERWISE] = 1, len(words)
+        words[-1] = [libc.SYS["rt_sigprocmask"], SIG_SETMASK, held, 0, 8, 0, 0, 0, 0, 0]
+        words[1:-1, OTHERWISE] += 1
+        words[[0, -1], OTHERWISE] = 1, len(words)
         to_addresses(words, words.ctypes.data)
         execute(words.view(CALL)[:, 0])
         rows[:, RESULT] = words[1:-1, RESULT]
@@ -217,8 +232,8 @@ _held_for_ever: list[object] = []
 
 def to_addresses(words: npt.NDArray[np.int64], table: int) -> None:
     """Turn `otherwise` from an index into the address it has in a table there."""
-    words[:, _OTHERWISE] *= CALL.itemsize
-    words[:, _OTHERWISE] += table
+    words[:, OTHERWISE] *= CALL.itemsize
+    words[:, OTHERWISE] += table
 
 
 @functools.cache

@@ -32,10 +32,14 @@ PR_SET_PTRACER = 0x59616D61
 # Numbers of the generic table (arm64) and of x86-64 differ; libc hides them for
 # all calls but these.
 SYS = {
-    "x86_64": {"mremap": 25, "madvise": 28, "mmap": 9, "mprotect": 10, "ioctl": 16,
-               "process_vm_readv": 310, "userfaultfd": 323},
-    "aarch64": {"mremap": 216, "madvise": 233, "mmap": 222, "mprotect": 226,
-                "ioctl": 29, "process_vm_readv": 270, "userfaultfd": 282},
+    "x86_64": {"close": 3, "mmap": 9, "mprotect": 10, "munmap": 11,
+               "rt_sigprocmask": 14, "ioctl": 16, "mremap": 25, "madvise": 28,
+               "sendto": 44, "recvfrom": 45, "recvmsg": 47, "socketpair": 53,
+               "process_vm_readv": 310, "userfaultfd": 323, "pidfd_getfd": 438},
+    "aarch64": {"close": 57, "mmap": 222, "mprotect": 226, "munmap": 215,
+                "rt_sigprocmask": 135, "ioctl": 29, "mremap": 216, "madvise": 233,
+                "sendto": 206, "recvfrom": 207, "recvmsg": 212, "socketpair": 199,
+                "process_vm_readv": 270, "userfaultfd": 282, "pidfd_getfd": 438},
 }[os.uname().machine]  # fmt: skip
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -81,6 +85,11 @@ mremap = _declare(
 )
 process_vm_readv = _declare(
     "process_vm_readv",
+    *(c_int, c_void_p, c_ulong, c_void_p, c_ulong, c_ulong),
+    restype=c_long,
+)
+process_vm_writev = _declare(
+    "process_vm_writev",
     *(c_int, c_void_p, c_ulong, c_void_p, c_ulong, c_ulong),
     restype=c_long,
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 from ctypes import c_int, c_long, c_uint32, c_uint64, c_void_p
+from errno import EBADF, ENOSYS
 
 from sksm.linux import libc
 
@@ -27,6 +28,7 @@ PTRACE_GET_RSEQ_CONFIGURATION = 0x420F  # since 5.13
 PTRACE_O_TRACESYSGOOD = 1
 PTRACE_EVENT_STOP = 128
 
+_KILLED = (os.CLD_KILLED, os.CLD_DUMPED)
 WALL = 0x40000000  # __WALL: threads, too
 SYSCALL_STOP = 5 | 0x80  # SIGTRAP, marked by PTRACE_O_TRACESYSGOOD
 
@@ -89,9 +91,9 @@ def resume(tid: int, signal: int = 0) -> None:
     _ptrace(PTRACE_CONT, tid, None, signal)
 
 
-def resume_to_syscall(tid: int) -> None:
+def resume_to_syscall(tid: int, signal: int = 0) -> None:
     """Let a stopped thread run to where its next system call begins or ends."""
-    _ptrace(PTRACE_SYSCALL, tid, None, None)
+    _ptrace(PTRACE_SYSCALL, tid, None, signal)
 
 
 def detach(tid: int) -> None:
@@ -146,11 +148,21 @@ def poke(tid: int, address: int, data: bytes) -> None:
         _ptrace(PTRACE_POKEDATA, tid, address + at, word)
 
 
-def wait(tid: int) -> int | None:
+def wait(tid: int, *, reap: bool = True) -> int | None:
     """Give the status (waitpid(2)) of a thread that has stopped or ended.
 
     None while it runs.
+
+    Args:
+        tid: a thread that was seized.
+        reap: take the status of one that ended. Whoever started it gets it after
+            us, unless that was ourselves.
     """
+    if not reap:
+        how = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | WALL
+        seen = os.waitid(os.P_PID, tid, how)
+        if seen is None or seen.si_code in (os.CLD_EXITED, *_KILLED):
+            return seen and 0
     pid, status = os.waitpid(tid, WALL | os.WNOHANG)
     return status if pid else None
 
@@ -158,3 +170,26 @@ def wait(tid: int) -> int | None:
 def event(status: int) -> int:
     """Give the `PTRACE_EVENT_*` of a stop; 0 if a signal or a system call made it."""
     return status >> 16
+
+
+_KCMP = {"x86_64": 312, "aarch64": 272}[os.uname().machine]
+_KCMP_FILE = 0
+
+
+def same_file(pid: int, theirs: int, ours: int) -> bool:
+    """Say whether a descriptor of a process is the same open file as one of ours.
+
+    kcmp(2); without CONFIG_KCMP, by the name that /proc gives it.
+    """
+    try:
+        return libc.syscall(_KCMP, os.getpid(), pid, _KCMP_FILE, ours, theirs) == 0
+    except OSError as error:
+        if error.errno == EBADF:
+            return False
+        if error.errno != ENOSYS:
+            raise
+    try:
+        there = os.stat(f"/proc/{pid}/fd/{theirs}")
+    except OSError:
+        return False
+    return os.path.samestat(there, os.fstat(ours))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sksm.spans import Span
 
 UFFD_API = 0xAA
+DEVICE = "/dev/userfaultfd"  # since 6.1
+USERFAULTFD_IOC_NEW = UFFD_API << 8  # _IO(0xAA, 0), on the device
 UFFD_USER_MODE_ONLY = 1  # faults of system calls fail with EFAULT; since 5.11
 UFFD_FEATURE_PAGEFAULT_FLAG_WP = 1 << 0
 UFFDIO_REGISTER_MODE_WP = 1 << 1
@@ -82,12 +84,21 @@ def create() -> int:
             raise
         fd = libc.syscall(number, os.O_CLOEXEC | UFFD_USER_MODE_ONLY, 0)
     try:
-        wanted = uffdio_api(api=UFFD_API, features=UFFD_FEATURE_PAGEFAULT_FLAG_WP)
-        fcntl.ioctl(fd, UFFDIO_API, wanted)
+        enable(fd)
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def enable(fd: int, features: int = 0) -> None:
+    """Agree with the kernel on the API, with write protection and `features`.
+
+    Raises:
+        OSError: EINVAL for features that it has not.
+    """
+    wanted = features | UFFD_FEATURE_PAGEFAULT_FLAG_WP
+    fcntl.ioctl(fd, UFFDIO_API, uffdio_api(api=UFFD_API, features=wanted))
 
 
 def register(fd: int, span: Span) -> None:

@@ -19,6 +19,7 @@ EXCHANGE_PAGES = 1024
 
 # What `AddressSpace.exchange` says of one exchange besides an errno.
 DONE, CHANGED = 0, -1
+BUSY = "a thread of it could not be stopped in time"  # what EBUSY means there
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
-"""Copying pages out of a process, this one or another."""
+"""Copying memory out of a process, this one or another, and into it."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +80,34 @@ def read_unpinned(
             raise OSError(errno.EFAULT, f"/proc/PID/mem: {os.strerror(errno.EFAULT)}")
         at += span.pages
     return rows[:at]
+
+
+def read_bytes(pid: int, address: int, size: int) -> bytes:
+    """Copy bytes out of process `pid`; errors as `read_pages`."""
+    data = ctypes.create_string_buffer(size)
+    _copy(libc.process_vm_readv, pid, address, data)
+    return data.raw
+
+
+def write_bytes(pid: int, address: int, data: bytes) -> None:
+    """Copy bytes into process `pid`, where it may write; errors as `read_pages`."""
+    _copy(
+        libc.process_vm_writev,
+        pid,
+        address,
+        ctypes.create_string_buffer(data, len(data)),
+    )
+
+
+def _copy(
+    call: Callable[..., int], pid: int, address: int, data: ctypes.Array[ctypes.c_char]
+) -> None:
+    size = len(data)
+    here = libc.iovec(ctypes.addressof(data), size)
+    there = libc.iovec(address, size)
+    # SAFETY: `here` is the whole of `data`.
+    if call(pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0) != size:
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
 
 def _read_some(pid: int, spans: list[Span], into: int) -> int:

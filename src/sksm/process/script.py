@@ -27,6 +27,8 @@ class Script:
         self._stage = stage
         self._calls = calls.CallList(home)
         self._items: list[tuple[range, set[int]]] = []  # rows, those that compare
+        self._built: list[tuple[int, Span]] = []  # row, and what it maps
+        self.left_over: list[Span] = []  # of those, what did not move
 
     def add(self, item: Exchange, scratch: int) -> None:
         """Compare `item` with its twin and put the twin in its place."""
@@ -51,7 +53,18 @@ class Script:
     def run(self) -> list[int]:
         """Carry out; give each item's verdict: `DONE`, `CHANGED` or an errno."""
         done = self._calls.run()
-        return [_verdict(done, rows, compares) for rows, compares in self._items]
+        verdicts = [_verdict(done, rows, compares) for rows, compares in self._items]
+        failed = [
+            rows
+            for (rows, _), verdict in zip(self._items, verdicts, strict=True)
+            if verdict != DONE
+        ]
+        self.left_over = [
+            span
+            for row, span in self._built
+            if done.met[row] and any(row in rows for rows in failed)
+        ]
+        return verdicts
 
     @contextlib.contextmanager
     def _exclusive(self, span: Span, comparisons: set[int]) -> Iterator[None]:
@@ -84,9 +97,10 @@ class Script:
         rw = libc.PROT_READ | libc.PROT_WRITE
         prot = item.prot if not item.own else rw | item.prot
         offset = slot * PAGE_SIZE
-        self._calls.syscall(
+        row = self._calls.syscall(
             "mmap", at, item.span.size, prot, flags, self._pool, offset, want=at
         )
+        self._built.append((row, Span(at, at + item.span.size)))
         if item.own:
             self._copy_pages(item.span.start, at, np.array(item.own) * PAGE_SIZE)
         self._compare(item.span.start, at, item.span.size, compares)

@@ -1,0 +1,202 @@
+"""Borrowing a thread of another process, and giving it back as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+from sksm.linux import calls, libc, ptrace
+from sksm.linux.ptrace import Registers
+from sksm.process import stub
+from sksm.process.reading import read_bytes
+from sksm.process.stopping import Threads
+
+_LOOKS_MS = 3  # milliseconds between two looks whether a signal came first
+_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+
+
+class Interrupted(Exception):
+    """A signal came before the work began, and was delivered: try again."""
+
+
+class Thread:
+    """A held thread that runs our stub for a while.
+
+    Args:
+        threads: those it is one of.
+        tid: which, held.
+        code: where the stub lies.
+
+    Raises:
+        OSError: ENOTSUP if it runs 32-bit code.
+    """
+
+    def __init__(self, threads: Threads, tid: int, code: int) -> None:
+        self._threads, self._tid, self._code = threads, tid, code
+        self._found = ptrace.registers(tid)
+        self._mask = ptrace.signal_mask(tid)
+        if self._found.cs != ptrace.CODE_64_BIT:
+            raise OSError(errno.ENOTSUP, "it runs 32-bit code")
+        _leave_critical_section(threads.pid, tid, self._found)
+        frame = stub.frame(self._found, self._mask)
+        ptrace.poke(tid, code + len(stub.CODE), frame)
+
+    def block_signals(self) -> None:
+        """Have the thread block all signals; the stub's end unblocks them."""
+        blocked = self._code + stub.BLOCKED_AT
+        self.call("rt_sigprocmask", calls.SIG_SETMASK, blocked, 0, 8)
+
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[Thread]:
+        """Make single calls inside the block; afterwards the thread is as it was."""
+        try:
+            yield self
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                ptrace.interrupt(self._tid)
+                ptrace.resume(self._tid)
+                self._take_back()
+
+    def call(self, name: str, *args: int) -> int:
+        """Have the thread make one system call.
+
+        Two stops, where the call begins and where it ends: if we are killed
+        between them, the thread goes on into the stub's end. (A single step would
+        leave it a trap to die of.)
+
+        Raises:
+            OSError: what the call says.
+            Interrupted: see there.
+        """
+        given = dict(zip(_ARGUMENTS, args, strict=False))
+        entry = self._code + stub.ONCE
+        entered = stub.entering(self._found, entry, rax=libc.SYS[name], **given)
+        ptrace.set_registers(self._tid, entered)
+        for _ in range(2):
+            self._run_to_syscall()
+        result = struct.unpack("<q", struct.pack("<Q", self._now().rax))[0]
+        if -4096 < result < 0:
+            raise OSError(-result, f"{name}, in it: {os.strerror(-result)}")
+        return int(result)
+
+    def run(self, table: int, stop: int, done: socket.socket) -> None:
+        """Have the thread work off a table, and take it back at the end of it.
+
+        Args:
+            table: where its rows begin.
+            stop: and end.
+            done: where the table says that it is at its end, and waits.
+        """
+        entry = self._code + stub.ROW
+        entered = stub.entering(self._found, entry, rbx=table, rbp=stop)
+        ptrace.set_registers(self._tid, entered)
+        ptrace.resume(self._tid)
+        done.settimeout(_LOOKS_MS / 1000)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                if not done.recv(1):
+                    raise ProcessLookupError(errno.ESRCH, "it has ended")
+                break
+            self._look_for_signals(table)
+        ptrace.interrupt(self._tid)
+        self._take_back()
+
+    def _look_for_signals(self, table: int) -> None:
+        """Deal with a stop that a signal made before the table was at its end.
+
+        The table blocks signals first of all, so either nothing is done yet, or it
+        is SIGSTOP, which nobody can block: the thread goes on to the end, and is
+        among the stopped ones then.
+        """
+        status = ptrace.wait(self._tid)
+        if status is None:
+            return
+        if not os.WIFSTOPPED(status):
+            raise ProcessLookupError(errno.ESRCH, "it has ended")
+        number = os.WSTOPSIG(status)
+        if ptrace.event(status) == ptrace.PTRACE_EVENT_STOP:
+            ptrace.resume(self._tid)
+        elif number == signal.SIGSTOP:
+            ptrace.resume(self._tid, number)
+        elif self._now().rbx == table:
+            self._deliver(number)
+        else:
+            raise OSError(errno.EFAULT, f"signal {number} in the middle of a table")
+
+    def _run_to_syscall(self) -> None:
+        ptrace.resume_to_syscall(self._tid)
+        deadline = time.monotonic() + 10.0
+        while True:
+            status = ptrace.wait(self._tid)
+            if status is None:
+                if time.monotonic() > deadline:
+                    raise BlockingIOError(errno.EBUSY, "a call of it takes too long")
+                time.sleep(0)
+                continue
+            if not os.WIFSTOPPED(status):
+                raise ProcessLookupError(errno.ESRCH, "it has ended")
+            number = os.WSTOPSIG(status)
+            if number == ptrace.SYSCALL_STOP:
+                return
+            if ptrace.event(status) == ptrace.PTRACE_EVENT_STOP:
+                ptrace.resume_to_syscall(self._tid)
+            elif number == signal.SIGSTOP:
+                ptrace.resume_to_syscall(self._tid, number)
+            else:
+                self._deliver(number)
+
+    def _deliver(self, number: int) -> None:
+        """Let the thread have a signal as if we had not come.
+
+        Here the kernel still minds whether the signal ends a system call.
+        """
+        ptrace.set_registers(self._tid, self._found)
+        ptrace.interrupt(self._tid)
+        ptrace.resume(self._tid, number)
+        self._threads.await_stop(self._tid)
+        raise Interrupted
+
+    def _take_back(self) -> None:
+        """Restore the thread, which was asked to stop.
+
+        Such a stop, other than that where a call ends, is one at which the kernel
+        starts interrupted calls again.
+        """
+        if not self._threads.await_stop(self._tid):
+            return
+        if self._code <= self._now().rip < self._code + len(stub.CODE):
+            ptrace.set_signal_mask(self._tid, self._mask)
+            ptrace.set_registers(self._tid, self._found)
+
+    def _now(self) -> Registers:
+        return ptrace.registers(self._tid)
+
+
+_RSEQ_CS = 8  # offset of `rseq_cs` in struct rseq (include/uapi/linux/rseq.h)
+
+
+def _leave_critical_section(pid: int, tid: int, found: Registers) -> None:
+    """Abort a restartable sequence, as any preemption would (rseq(2)).
+
+    The kernel does so only when it sees the thread return into one, and it will
+    see it return into our stub.
+    """
+    try:
+        area = ptrace.rseq(tid)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return
+    if not area:
+        return
+    (section,) = struct.unpack("<Q", read_bytes(pid, area + _RSEQ_CS, 8))
+    if section:
+        _, _, start, size, abort = struct.unpack("<IIQQQ", read_bytes(pid, section, 32))
+        if start <= found.rip < start + size:
+            found.rip = abort

@@ -1,0 +1,383 @@
+"""A foothold in another process: what call lists need there.
+
+Three things are put into the process: the stub, in the vdso's unused end; a
+workspace, one anonymous mapping for tables and copies; and one end of a socket. At
+it the stub waits when a table is done, for us to take its thread back. If we are
+killed, the socket wakes it, it tidies up, and restores its thread by itself.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import os
+import signal
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sksm.linux import calls, libc, maps, ptrace
+from sksm.process import stub
+from sksm.process.borrowing import Interrupted, Thread
+from sksm.process.reading import read_bytes, write_bytes
+from sksm.process.script import STAGE_BYTES
+from sksm.process.stopping import Threads
+from sksm.spans import PAGE_SIZE, Span
+
+Image = list[npt.NDArray[Any]]
+
+_IMAGE_BYTES = 1 << 18  # for a table and what it points to
+_CONTROL_BYTES = 256  # in front of it: results of single calls, and then
+_LENT_AT, _MOST_LENT = 64, 16  # the descriptors that we opened there
+_OURS = ("anon_inode:[userfaultfd]", "/memfd:sksm-", "/dev/userfaultfd")
+_FIRST_SPARE = 1 << 30  # from the workspace to addresses for what is under way
+_HUGE = 2 << 20
+# How long the stub waits for us at the end of a table. We may have been stopped.
+_PATIENCE = struct.pack("@ll", 2, 0)
+_TRIES = 20  # against signals that come first
+_STEADY = "signals keep coming"
+
+
+class Foothold:
+    """Carries out call lists in a process.
+
+    Args:
+        threads: of the process.
+    """
+
+    def __init__(self, threads: Threads) -> None:
+        self.pid = threads.pid
+        self.threads = threads
+        vdso = _vdso(threads.pid)
+        at, self._before = stub.find(read_bytes(self.pid, vdso.start, vdso.size))
+        self._code = vdso.start + at
+        self._hole = _largest_hole(threads.pid)
+        size = _IMAGE_BYTES + STAGE_BYTES + calls.ZEROS_BYTES
+        self._workspace = Span(self._hole.start, self._hole.start + size)
+        self._spare = self._hole.start + _FIRST_SPARE
+        self.stage = self._hole.start + _IMAGE_BYTES
+        self.zeros = self.stage + STAGE_BYTES
+        self._line: socket.socket | None = None
+        self._far_end = -1  # of the line, a descriptor of the process
+        self._lent: dict[int, int] = {}  # descriptors of the process, and ours
+
+    # -- coming and going
+
+    def establish(self) -> None:
+        """Put everything in place.
+
+        All threads are held: none must fork while both ends of the line are there.
+
+        Raises:
+            OSError: what ptrace, mmap or socketpair said; EBUSY if another process
+                of ours is at work there.
+        """
+        if self._before and _lives(self._before):
+            raise OSError(errno.EBUSY, f"process {self._before.pid} is merging it")
+        for _ in range(_TRIES):
+            with contextlib.suppress(Interrupted), _undisturbed():
+                with self.threads.all_stopped() as held:
+                    self._install(held)
+                return
+        raise BlockingIOError(errno.EBUSY, _STEADY)
+
+    def _install(self, held: list[int]) -> None:
+        inside = range(self._code, self._code + len(stub.CODE))
+        if any(ptrace.registers(tid).rip in inside for tid in held):
+            raise BlockingIOError(errno.EBUSY, "what was begun there is not at its end")
+        me = stub.Owner(os.getpid(), _born(os.getpid()), self._workspace.start)
+        ptrace.poke(held[0], self._code, stub.image(me))
+        with Thread(self.threads, held[0], self._code).calling() as thread:
+            thread.block_signals()
+            if self._before:
+                self._clear_away(thread, self._before.workspace)
+            where = (self._workspace.start, self._workspace.size)
+            rw = libc.PROT_READ | libc.PROT_WRITE
+            flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED_NOREPLACE
+            thread.call("mmap", *where, rw, flags, -1, 0)
+            kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
+            thread.call("socketpair", socket.AF_UNIX, kind, 0, where[0])
+            near, far = struct.unpack("<2i", read_bytes(self.pid, where[0], 8))
+            self._line = socket.socket(fileno=self.fetch(near))
+            thread.call("close", near)
+            self._far_end = far
+            self._lent[far] = self.fetch(far)
+            with socket.socket(fileno=os.dup(self._lent[far])) as other:
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
+
+    def _clear_away(self, thread: Thread, workspace: int) -> None:
+        """Take out what one of us left who was killed between two tables."""
+        with contextlib.suppress(OSError):  # it took it out itself
+            kept = read_bytes(self.pid, workspace + _LENT_AT, 4 * _MOST_LENT)
+            for fd in struct.unpack(f"<{_MOST_LENT}i", kept):
+                link = os.readlink(f"/proc/{self.pid}/fd/{fd}") if fd else ""
+                if link.startswith(_OURS):
+                    thread.call("close", fd)
+            thread.call("munmap", workspace, self._workspace.size)
+
+    def leave(self) -> None:
+        """Take everything out again, if it is still there."""
+        if self._line is None:
+            return
+        try:
+            for _ in range(_TRIES):
+                with contextlib.suppress(Interrupted), _undisturbed():
+                    with self.threads.all_stopped() as held:
+                        self._verify()
+                        self._uninstall(held[0])
+                    return
+        finally:
+            self._line.close()
+            self._line = None
+            for fd in self._lent.values():
+                os.close(fd)
+
+    def _uninstall(self, tid: int) -> None:
+        with Thread(self.threads, tid, self._code).calling() as thread:
+            thread.block_signals()
+            for fd in self._lent:
+                thread.call("close", fd)
+            thread.call("munmap", self._workspace.start, self._workspace.size)
+        ptrace.poke(tid, self._code, bytes(stub.SIZE))
+
+    def _verify(self) -> None:
+        """See that all is as we left it: the program, and its descriptors.
+
+        Raises:
+            ProcessLookupError: it executes another program now.
+            OSError: EBADF if it has closed descriptors that it did not open.
+        """
+        try:
+            code = read_bytes(self.pid, self._code, len(stub.CODE))
+        except OSError:
+            code = b""
+        if code != stub.CODE:
+            raise ProcessLookupError(errno.ESRCH, "it executes another program now")
+        for theirs, ours in self._lent.items():
+            if not ptrace.same_file(self.pid, theirs, ours):
+                raise OSError(errno.EBADF, "it closed descriptors it did not open")
+
+    # -- descriptors
+
+    def fetch(self, fd: int) -> int:
+        """Make our own descriptor of what is `fd` in the process."""
+        process = os.pidfd_open(self.pid)
+        try:
+            return libc.syscall(libc.SYS["pidfd_getfd"], process, fd, 0)
+        finally:
+            os.close(process)
+
+    def lend(self, fd: int) -> int:
+        """Make a descriptor in the process of our own `fd`; gives its number.
+
+        Through the line, which needs no common directory, uid or namespace.
+        """
+        assert self._line is not None
+        home = There(self)
+        byte = home.place(np.zeros(1, np.uint64))
+        control = np.zeros(socket.CMSG_SPACE(4), np.uint8)
+        vector = home.place(np.array([byte, 1], np.uint64))
+        into = home.place(control)
+        # struct msghdr: name, its length, vectors, control data, flags
+        header = np.array([0, 0, vector, 1, into, len(control), 0], np.uint64)
+        rows = calls.CallList(home)
+        message = (self._far_end, home.place(header), socket.MSG_CMSG_CLOEXEC)
+        rows.syscall("recvmsg", *message, want=1)
+        ancillary = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))
+        self._line.sendmsg([b"."], [ancillary])
+        done = rows.run()
+        if not done.met[0]:
+            code = -int(done.results[0])
+            raise OSError(code, f"passing a descriptor: {os.strerror(code)}")
+        received = read_bytes(self.pid, into, len(control))
+        if struct.unpack_from("<Q", received)[0] < socket.CMSG_LEN(4):
+            raise OSError(errno.EMFILE, "its table of open files is full")
+        (number,) = struct.unpack_from("<i", received, socket.CMSG_LEN(0))
+        self._lend(number, os.dup(fd))
+        return int(number)
+
+    def adopt(self, fd: int) -> int:
+        """Close `fd`, which a call list opened there, when we leave; gives our own."""
+        ours = self.fetch(fd)
+        self._lend(fd, ours)
+        return ours
+
+    def _lend(self, theirs: int, ours: int) -> None:
+        self._lent[theirs] = ours
+        numbers = [fd for fd in self._lent if fd != self._far_end][:_MOST_LENT]
+        kept = struct.pack(f"<{len(numbers)}i", *numbers)
+        write_bytes(self.pid, self._workspace.start + _LENT_AT, kept)
+
+    # -- call lists
+
+    def spare(self, size: int, like: int) -> int:
+        """Give addresses where the process has nothing mapped, for one use.
+
+        They are as far into a page table as `like`, so that whole ones can move.
+        """
+        at = self._spare + (like - self._spare) % _HUGE
+        if at + size > self._hole.stop:
+            self._spare = self._hole.start + _FIRST_SPARE
+            return self.spare(size, like)
+        self._spare = at + size
+        return at
+
+    def carry_out(
+        self,
+        placed: Image,
+        rows: npt.NDArray[np.int64],
+        *,
+        everyone: bool = False,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        """Work off `rows` in the process, filling in their results.
+
+        Args:
+            placed: what the rows point to, from `image_start` on.
+            rows: as `calls.Home.carry_out` has them.
+            everyone: hold all threads meanwhile, not only the one that works.
+            check: called while they are held, before; what it raises ends it.
+        """
+        assert self._line is not None
+        words = self._framed(rows)
+        data = b"".join(_padded(piece) for piece in placed)
+        table = self.image_start + len(data)
+        calls.to_addresses(words, table)
+        data += words.tobytes()
+        if len(data) > _IMAGE_BYTES - _CONTROL_BYTES:
+            raise OSError(errno.E2BIG, f"a call list of {len(data)} bytes")
+        self._verify()
+        write_bytes(self.pid, self.image_start, data)
+        stop = self.threads.all_stopped if everyone else self.threads.one_stopped
+        for _ in range(_TRIES):
+            with contextlib.suppress(Interrupted), _undisturbed():
+                with stop() as held:
+                    self._verify()
+                    if check:
+                        check()
+                    thread = Thread(self.threads, held[0], self._code)
+                    thread.run(table, table + words.nbytes, self._line)
+                break
+        else:
+            raise BlockingIOError(errno.EBUSY, _STEADY)
+        done = read_bytes(self.pid, table, words.nbytes)
+        results = np.frombuffer(done, np.int64).reshape(-1, 10)[:, calls.RESULT]
+        rows[:, calls.RESULT] = results[1 : 1 + len(rows)]
+
+    @property
+    def image_start(self) -> int:
+        """Where in the process that lies to which rows point."""
+        return self._workspace.start + _CONTROL_BYTES
+
+    def _framed(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Put rows around it: signals blocked before; afterwards, waiting for us.
+
+        What follows the wait happens only if we do not come: descriptors are
+        closed, and all of the workspace but the table is given back.
+        """
+        start, far = self._workspace.start, self._far_end
+        before, after = calls.CallList(There(self)), calls.CallList(There(self))
+        blocked = self._code + stub.BLOCKED_AT
+        before.syscall("rt_sigprocmask", calls.SIG_SETMASK, blocked, 0, 8)
+        after.syscall("sendto", far, start, 1, socket.MSG_NOSIGNAL, 0, 0, want=1)
+        after.syscall("recvfrom", far, start + 8, 1, 0, 0, 0)
+        for fd in self._lent:
+            after.syscall("close", fd)
+        after.syscall("munmap", self.stage, STAGE_BYTES + calls.ZEROS_BYTES)
+        parts, first = [before.words(), rows.copy(), after.words()], 0
+        for part in parts:
+            part[:, calls.OTHERWISE] += first
+            first += len(part)
+        return np.concatenate(parts)
+
+
+class There(calls.Home):
+    """A process with a foothold, for one call list.
+
+    Args:
+        foothold: in which process.
+        everyone, check: as for `Foothold.carry_out`.
+    """
+
+    def __init__(
+        self,
+        foothold: Foothold,
+        *,
+        everyone: bool = False,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        self.pid = foothold.pid
+        self.compare = stub.COMPARE
+        self.zeros = foothold.zeros
+        self.fixed = libc.MAP_FIXED_NOREPLACE
+        self._foothold, self._everyone, self._check = foothold, everyone, check
+        self._placed: Image = []
+        self._next = foothold.image_start
+
+    def place(self, data: npt.NDArray[Any]) -> int:
+        """Give the address at which a copy of `data` will be."""
+        at = self._next
+        self._placed.append(data)
+        self._next += len(_padded(data))
+        return at
+
+    def carry_out(self, rows: npt.NDArray[np.int64]) -> None:
+        """Work off the rows in that process."""
+        self._foothold.carry_out(
+            self._placed, rows, everyone=self._everyone, check=self._check
+        )
+
+
+def _padded(piece: npt.NDArray[Any]) -> bytes:
+    return piece.tobytes() + bytes(-piece.nbytes % 8)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep signals of ours, Ctrl-C above all, until the threads are let go."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _vdso(pid: int) -> Span:
+    for mapping in maps.every_mapping(pid):
+        if mapping.path == "[vdso]":
+            return mapping.span
+    raise OSError(errno.ENOEXEC, "it has no vdso")
+
+
+def _born(pid: int) -> int:
+    """Read when a process began, in ticks; 0 if there is none (proc_pid_stat(5))."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(text[text.rindex(")") + 2 :].split()[19])
+
+
+def _lives(owner: stub.Owner) -> bool:
+    return owner.pid != os.getpid() and _born(owner.pid) == owner.born
+
+
+def _largest_hole(pid: int) -> Span:
+    """Find addresses far from where the kernel puts new mappings."""
+    stops, starts = [1 << 30], []
+    for mapping in maps.every_mapping(pid):
+        if mapping.span.stop < 1 << 47:
+            starts.append(mapping.span.start)
+            stops.append(mapping.span.stop)
+    starts.append((1 << 47) - PAGE_SIZE)
+    size, start = max(
+        (start - stop, stop) for stop, start in zip(stops, starts, strict=True)
+    )
+    middle = (start + size // 2) // _HUGE * _HUGE
+    return Span(middle, middle + size // 4 // _HUGE * _HUGE)

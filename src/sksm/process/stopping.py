@@ -1,0 +1,181 @@
+"""Holding threads of another process still, for a millisecond or two."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from sksm.linux import ptrace
+from sksm.process import BUSY
+
+# How long threads may take to stop. One in uninterruptible sleep (a disk, vfork)
+# takes its time, and the others must not wait for it.
+PATIENCE_SECONDS = 0.02
+_SPINS = 200  # looks without a pause between: a thread that can stops in 20 us
+_KERNEL_WORKER = 0x4010  # PF_USER_WORKER (vhost) and PF_IO_WORKER (io_uring)
+
+
+class Threads:
+    """The threads of a process that we did not start.
+
+    A thread is traced only while it is held: between two stops signals reach it
+    as if we were not there. If we die, the kernel lets all of them run.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.stops: list[float] = []  # seconds, each stop of all threads
+        self.kernel_workers = False  # some cannot be stopped, and write as we look
+        self._child = _parent(pid) == os.getpid()
+        self._held: list[int] = []
+        self._late: list[int] = []  # asked to stop, and have not yet
+
+    @contextlib.contextmanager
+    def all_stopped(self) -> Iterator[list[int]]:
+        """Hold every thread; gives them, the main one first.
+
+        Raises:
+            BlockingIOError: some thread would not stop; all run.
+            ProcessLookupError: it has ended.
+            PermissionError: no leave to trace it, or somebody else does.
+        """
+        self.settle(0.0)
+        if self._late:
+            raise BlockingIOError(errno.EBUSY, BUSY)
+        started = time.perf_counter()
+        try:
+            while seized := [tid for tid in self._unheld() if self._seize(tid)]:
+                self._stop(seized)
+            if not self._held:
+                raise _gone()
+            yield self._held
+        finally:
+            self._let_go()
+            self.stops.append(time.perf_counter() - started)
+
+    @contextlib.contextmanager
+    def one_stopped(self) -> Iterator[list[int]]:
+        """Hold one thread, whichever can be: gives a list of one."""
+        self.settle(0.0)
+        try:
+            for tid in self._unheld():
+                if tid not in self._late and self._seize(tid):
+                    with contextlib.suppress(BlockingIOError):
+                        self._stop([tid])
+                if self._held:
+                    break
+            if not self._held:
+                raise BlockingIOError(errno.EBUSY, BUSY)
+            yield self._held
+        finally:
+            self._let_go()
+
+    def settle(self, seconds: float) -> None:
+        """Let go of threads that stopped after we had given up on them.
+
+        Those that still have not are let go when this process ends.
+        """
+        deadline = time.monotonic() + seconds
+        while self._late:
+            for tid in list(self._late):
+                with contextlib.suppress(BlockingIOError):
+                    self._drop(tid)
+            if time.monotonic() >= deadline:
+                break
+
+    def await_stop(self, tid: int) -> bool:
+        """Wait until a thread that was interrupted is held; whether it is alive.
+
+        A signal that it was about to take is delivered first, as the kernel would
+        have done: the thread is then held at the first instruction of its handler.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        spins = 0
+        while True:
+            status = ptrace.wait(tid, reap=not self._child or tid != self.pid)
+            if status is None:
+                if time.monotonic() > deadline:
+                    raise BlockingIOError(errno.EBUSY, BUSY)
+                spins += 1
+                time.sleep(0 if spins < _SPINS else 0.0002)
+            elif not os.WIFSTOPPED(status):
+                return False
+            elif ptrace.event(status) == ptrace.PTRACE_EVENT_STOP:
+                return True
+            else:  # any stop ends the interruption: ask for it again
+                ptrace.interrupt(tid)
+                ptrace.resume(tid, os.WSTOPSIG(status))
+
+    def _unheld(self) -> list[int]:
+        try:
+            tids = map(int, os.listdir(f"/proc/{self.pid}/task"))
+        except FileNotFoundError as error:
+            raise _gone() from error
+        return [tid for tid in tids if tid not in self._held]
+
+    def _seize(self, tid: int) -> bool:
+        """Attach to a thread; whether it is one to be stopped."""
+        try:
+            ptrace.seize(tid)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            state, flags = _state(self.pid, tid)
+            if state not in "ZX" and not flags & _KERNEL_WORKER:
+                raise
+            self.kernel_workers |= bool(flags & _KERNEL_WORKER)
+            return False
+        self._late.append(tid)
+        return True
+
+    def _stop(self, tids: list[int]) -> None:
+        asked = []
+        for tid in tids:
+            with contextlib.suppress(ProcessLookupError):
+                ptrace.interrupt(tid)
+                asked.append(tid)
+        for tid in asked:
+            alive = self.await_stop(tid)
+            self._late.remove(tid)
+            if alive:
+                self._held.append(tid)
+
+    def _let_go(self) -> None:
+        for tid in self._held:
+            with contextlib.suppress(ProcessLookupError):
+                ptrace.detach(tid)
+        self._held.clear()
+        self.settle(0.0)
+
+    def _drop(self, tid: int) -> None:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            ptrace.interrupt(tid)
+            if self.await_stop(tid):
+                ptrace.detach(tid)
+        self._late.remove(tid)
+
+
+def _gone() -> ProcessLookupError:
+    return ProcessLookupError(errno.ESRCH, "it has ended")
+
+
+def _state(pid: int, tid: int) -> tuple[str, int]:
+    """Read a thread's state and its PF_* flags (proc_pid_stat(5))."""
+    try:
+        text = Path(f"/proc/{pid}/task/{tid}/stat").read_text()
+    except OSError:
+        return "X", 0
+    fields = text[text.rindex(")") + 2 :].split()
+    return fields[0], int(fields[6])
+
+
+def _parent(pid: int) -> int:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).ppid()
+    return 0

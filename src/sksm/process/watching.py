@@ -1,0 +1,63 @@
+"""A userfaultfd of another process, in its hands and in ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from sksm.linux import calls, userfaultfd
+from sksm.process.foothold import Foothold, There
+
+FORBIDDEN = "it may not create a userfaultfd (seccomp), so writers cannot be held off"
+
+
+def open_there(foothold: Foothold, features: int) -> tuple[int, int]:
+    """Create a userfaultfd in a process, to be closed when we leave it.
+
+    If we may, through /dev/userfaultfd, opened by us: such a one sees the faults of
+    system calls, too, whatever the process itself is allowed to create.
+
+    Args:
+        foothold: in which process.
+        features: `UFFD_FEATURE_*` besides write protection.
+
+    Returns:
+        Its descriptor there, and ours.
+
+    Raises:
+        OSError: EOPNOTSUPP if it cannot be had.
+    """
+    there = _opened_by_us(foothold) or _created_there(foothold)
+    if there is None:
+        raise OSError(errno.EOPNOTSUPP, FORBIDDEN)
+    ours = foothold.adopt(there)
+    userfaultfd.enable(ours, features)
+    return there, ours
+
+
+def _opened_by_us(foothold: Foothold) -> int | None:
+    try:
+        device = os.open(userfaultfd.DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        lent = foothold.lend(device)
+    finally:
+        os.close(device)
+    rows = calls.CallList(There(foothold))
+    rows.syscall("ioctl", lent, userfaultfd.USERFAULTFD_IOC_NEW, os.O_CLOEXEC)
+    return _descriptor(rows)
+
+
+def _created_there(foothold: Foothold) -> int | None:
+    for flags in (0, userfaultfd.UFFD_USER_MODE_ONLY):
+        rows = calls.CallList(There(foothold))
+        rows.syscall("userfaultfd", os.O_CLOEXEC | flags)
+        if (found := _descriptor(rows)) is not None:
+            return found
+    return None
+
+
+def _descriptor(rows: calls.CallList) -> int | None:
+    (result,) = rows.run().results.tolist()
+    return int(result) if result >= 0 else None
