@@ -18,6 +18,7 @@ from pathlib import Path
 from bench.results import Skipped
 
 _PATIENCE_SECONDS = 600.0  # for a download
+_SMALL = 1 << 16  # bytes: less holds nothing but the names of other packages
 
 
 class Packages:
@@ -66,10 +67,21 @@ def packages(*names: str, alone: Sequence[str] = ()) -> Iterator[Packages]:
     with tempfile.TemporaryDirectory(prefix="sksm-packages-") as folder:
         root = Path(folder)
         root.chmod(0o755)
-        wanted = [*_missing(names), *map(_newest, alone)]
-        for file in _fetch(wanted):
+        for file in _files(names, alone):
             _run("dpkg-deb", "--extract", str(file), folder)
         yield Packages(root)
+
+
+def _files(names: Sequence[str], alone: Sequence[str]) -> list[Path]:
+    """Have the packages' files at hand; with new lists if it does not work with old."""
+    try:
+        return _fetch([*_missing(names), *map(_newest, alone)])
+    except Skipped as error:
+        try:
+            _run("apt-get", "--quiet", "--option", "DPkg::Lock::Timeout=300", "update")
+        except Skipped:
+            raise error from None
+        return _fetch([*_missing(names), *map(_newest, alone)])
 
 
 def _missing(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -77,11 +89,7 @@ def _missing(names: Sequence[str]) -> list[tuple[str, str]]:
     if not names:
         return []
     command = ("apt-get", "--simulate", "--no-install-recommends", "--no-upgrade")
-    try:
-        output = _run(*command, "install", *names)
-    except Skipped:
-        _update()
-        output = _run(*command, "install", *names)
+    output = _run(*command, "install", *names)
     lines = [line.split() for line in output.splitlines() if line.startswith("Inst ")]
     # "Inst NAME (VERSION ...", and "Inst NAME [OLD] (NEW ..." for an upgrade
     return [
@@ -91,14 +99,10 @@ def _missing(names: Sequence[str]) -> list[tuple[str, str]]:
 
 def _newest(name: str) -> tuple[str, str]:
     """Follow a package that only stands for another; gives name and version."""
-    try:
-        output = _run("apt-cache", "show", "--no-all-versions", name)
-    except Skipped:
-        _update()
-        output = _run("apt-cache", "show", "--no-all-versions", name)
+    output = _run("apt-cache", "show", "--no-all-versions", name)
     lines = (line.partition(": ") for line in output.splitlines())
     fields = {key: value for key, _, value in lines}
-    if fields.get("Section") == "metapackages" or int(fields["Size"]) < 1 << 16:
+    if int(fields.get("Size", _SMALL)) < _SMALL:
         return _newest(fields["Depends"].split()[0])
     return name, fields["Version"]
 
@@ -131,11 +135,6 @@ def cache_directory() -> Path:
     path = Path(base, "sksm", "packages")
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _update() -> None:
-    """Fetch the lists of packages, waiting for whoever else is at it."""
-    _run("apt-get", "--quiet", "--option", "DPkg::Lock::Timeout=300", "update")
 
 
 def _run(*command: str, cwd: str | None = None) -> str:
