@@ -4,6 +4,7 @@ import contextlib
 import mmap
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pytest
 
 from sksm.daemon import protocol
 from sksm.daemon.client import RemoteStore
@@ -160,3 +162,13 @@ def count_fds():
 def anonymous_pages(pages):
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     return mmap.mmap(-1, pages * PAGE_SIZE, flags=flags)
+
+
+def compiled(path, source, *options, language="c", compiler="gcc"):
+    """Compile `source` to the program or library at `path`; skip if nothing can."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"needs {compiler}")
+    command = [compiler, "-o", path, f"-x{language}", "-", "-xnone", *options]
+    done = subprocess.run(command, input=source, text=True, timeout=100)
+    assert done.returncode == 0
+    return path

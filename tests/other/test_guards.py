@@ -10,6 +10,7 @@ import pytest
 
 from sksm.process import guards
 from tests.conftest import ended, poll
+from tests.support import compiled
 
 PREAMBLE = """
 import ctypes, mmap, os, socket, struct, sys
@@ -118,12 +119,8 @@ def program(tmp_path):
     """Give `program(source, *options)`: a running program, or a skip."""
     running = []
 
-    def build(source, *options):
-        path = tmp_path / "program"
-        done = subprocess.run(
-            ["gcc", "-o", path, *options, "-"], input=source, text=True
-        )
-        assert done.returncode == 0
+    def build(source, *options, language="c"):
+        path = compiled(tmp_path / "program", source, *options, language=language)
         try:
             running.append(subprocess.Popen([path]))
         except OSError as error:
@@ -139,7 +136,8 @@ def program(tmp_path):
 def test_a_32_bit_process_is_not_touched(program):
     """Its system calls have other numbers, and its pointers other sizes."""
     forever = ".globl _start\n_start: mov $29, %eax\nint $0x80\njmp _start\n"  # pause
-    narrow = program(forever, "-m32", "-nostdlib", "-static", "-xassembler")
+    bare = ("-m32", "-nostdlib", "-static")
+    narrow = program(forever, *bare, language="assembler")
     assert guards.objection_to(narrow.pid) == guards.NARROW
 
 
@@ -147,8 +145,7 @@ def test_seccomp_strict_mode_is_seen(program):
     """There any system call but read, write and exit kills."""
     locked = program(
         "#include <sys/prctl.h>\n"
-        "int main(void) { prctl(PR_SET_SECCOMP, 1, 0, 0, 0); for (;;); }",
-        "-xc",
+        "int main(void) { prctl(PR_SET_SECCOMP, 1, 0, 0, 0); for (;;); }"
     )
     poll(lambda: status(locked.pid, "Seccomp") == "1")
     assert guards.objection_to(locked.pid) == guards.STRICT
