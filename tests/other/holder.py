@@ -87,6 +87,8 @@ def main():
             answer = held.span.start, held.span.stop
         elif word == "put":
             held.put(*args)
+        elif word == "drop":
+            held.mmap.madvise(mmap.MADV_DONTNEED)
         elif word == "fork":
             answer = fork()
         print(json.dumps(answer), flush=True)
