@@ -21,6 +21,7 @@ from sksm.spans import PAGE_SIZE, Span
 from sksm.store import ZERO
 from sksm.twins import Flags, Twins, compare, pieces
 
+_NAME = np.uint64
 _ENDED = (ProcessLookupError, FileNotFoundError)
 
 
@@ -73,7 +74,7 @@ class Estimate:
         self._compared: dict[int, Twins] | None = None
 
     def add(
-        self, space: AddressSpace, tell: Callable[[int], None] | None = None
+        self, space: AddressSpace, tell: Callable[[float], None] | None = None
     ) -> bool:
         """Read a process, once. False if it ended meanwhile: it holds nothing.
 
@@ -98,6 +99,20 @@ class Estimate:
         del self.holdings[pid]
         self._compared = None
 
+    def apart(self, pages: dict[int, Flags]) -> Estimate:
+        """Give an estimate in which these pages of each process equal no other."""
+        other = Estimate(seed=self.seed, known=self._known, pool=self._pool)
+        chance = np.random.default_rng(secrets.randbits(64))
+        for pid, holding in self.holdings.items():
+            unlike, prints = pages[pid], holding.prints.copy()
+            # A random fingerprint is as unlikely as a collision to be any page's.
+            prints[unlike] = chance.integers(1 << 64, size=unlike.sum(), dtype=_NAME)
+            known = holding.known & ~unlike
+            other.holdings[pid] = dataclasses.replace(
+                holding, prints=prints, known=known
+            )
+        return other
+
     def twins(self, pid: int) -> list[Span]:
         """List the spans of a process that are worth merging, ascending.
 
@@ -108,7 +123,7 @@ class Estimate:
         found = self.compared[pid]
         holding = self.holdings[pid]
         numbers = holding.numbers
-        wanted = found.twin | self._zero(holding)
+        wanted = found.twin | (self._zero(holding) & ~found.outside)
         return [
             Span(int(numbers[first]) * PAGE_SIZE, (int(numbers[last]) + 1) * PAGE_SIZE)
             for first, last in pieces(wanted, holding.stretch, plan.SHORT_GAP)
@@ -122,7 +137,7 @@ class Estimate:
         processes add up to those of the whole set.
         """
         holding, found = self.holdings[pid], self.compared[pid]
-        zero = self._zero(holding)
+        zero = self._zero(holding) & ~found.outside
         wanted = found.twin | zero
         spans = pieces(wanted, holding.stretch, plan.SHORT_GAP)
         slots = np.where(zero, ZERO, found.slots)

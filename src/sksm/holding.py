@@ -57,7 +57,7 @@ def read(
     *,
     known: Lookup | None = None,
     pool: os.stat_result | None = None,
-    tell: Callable[[int], None] | None = None,
+    tell: Callable[[float], None] | None = None,
 ) -> Holding:
     """Read all pages of a process that may be merged.
 
@@ -84,7 +84,7 @@ class _Reading:
         space: AddressSpace,
         seed: int,
         pool: os.stat_result | None,
-        tell: Callable[[int], None] | None,
+        tell: Callable[[float], None] | None,
     ) -> None:
         self._space, self._seed, self._pool = space, seed, pool
         self._tell = tell or (lambda _: None)

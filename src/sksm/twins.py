@@ -26,6 +26,7 @@ class Twins:
     freed: Flags  # its frame is one of those that are freed
     kept: Flags  # its frame stands for the one that all equal pages then share
     shares: Flags  # shares its frame now, with an earlier page or outside the set
+    outside: Flags  # of these, those whose frame stays for a process outside the set
     slots: npt.NDArray[np.int64]  # order in which a pool would take them, or `UNSEEN`
 
 
@@ -47,7 +48,7 @@ def compare(
         zero: fingerprint of pages of zeros. They have no twins, as the kernel has a
             frame for all of them.
     """
-    free, shares = _owners(prints, frames)
+    free, outside = _owners(prints, frames)
     order = np.argsort(prints, kind="stable")
     ordered = prints[order]
     begins = np.ones(len(order), bool)
@@ -67,23 +68,23 @@ def compare(
     twin, freed = np.empty(len(order), bool), np.empty(len(order), bool)
     slots = np.empty(len(order), np.int64)
     twin[order], freed[order], slots[order] = twins[name], surplus, places[name]
-    return Twins(twin, freed, twin & free & ~freed, shares, slots)
+    return Twins(twin, freed, twin & free & ~freed, ~free, outside, slots)
 
 
 def _owners(
     prints: npt.NDArray[np.uint64], frames: npt.NDArray[np.uint64]
 ) -> tuple[Flags, Flags]:
-    """Of the pages in one frame, find the first; and find those with company."""
-    free, shares = np.ones(len(prints), bool), np.zeros(len(prints), bool)
+    """Of the pages in one frame, find the first; and those that are the only one."""
+    free, outside = np.ones(len(prints), bool), np.zeros(len(prints), bool)
     shared = np.flatnonzero(frames)
     if len(shared):
-        # The frame's number may be a guess (`estimate`), hence the content, too.
+        # The frame's number may be a guess (`holding`), hence the content, too.
         keys = prints[shared] ^ (frames[shared] * _ODD)
         _, firsts, users = np.unique(keys, return_index=True, return_counts=True)
-        free[shared], shares[shared] = False, True
-        owners = shared[firsts[users > 1]]
-        free[owners], shares[owners] = True, False
-    return free, shares
+        free[shared] = False
+        free[shared[firsts[users > 1]]] = True
+        outside[shared[firsts[users == 1]]] = True
+    return free, outside
 
 
 def stretches(

@@ -67,7 +67,7 @@ def test_wrong_usage_exits_with_2(sksm_here, args):
     assert "Usage:" in result.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["stat"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["estimate"], ["stat"], ["doctor"]])
 def test_help_has_an_example(sksm_here, command):
     """-h and --help are the same, and show how to begin."""
     short, long = sksm_here(*command, "-h"), sksm_here(*command, "--help")

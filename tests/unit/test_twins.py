@@ -18,16 +18,16 @@ SETS = st.lists(st.tuples(CONTENTS, st.integers(0, 3)), max_size=30)
 
 
 def slowly(held, known):
-    """Say of each page (twin, freed, kept, shares) by walking through frames."""
+    """Say of each page (twin, freed, kept, shares, outside) by walking through frames."""
     in_frame = defaultdict(list)
     for index, (content, frame) in enumerate(held):
         in_frame[(content, frame) if frame else index].append(index)
-    told = [[False, False, False, False] for _ in held]
+    told = [[False] * 5 for _ in held]
     frames_of = defaultdict(list)  # content -> first pages of frames inside the set
     for key, users in in_frame.items():
         outside = isinstance(key, tuple) and len(users) == 1
         for index in users if outside else users[1:]:
-            told[index][3] = True
+            told[index][3:] = True, outside
         if not outside:
             frames_of[held[users[0]][0]].append(users[0])
     for content, owners in frames_of.items():
@@ -49,7 +49,7 @@ def test_twins_are_those_of_the_obvious_way(held, known):
     frames = np.array([frame for _, frame in held], np.uint64)
     flags = np.array([content in known for content, _ in held], bool)
     found = compare(prints, frames, flags, ZERO)
-    columns = found.twin, found.freed, found.kept, found.shares
+    columns = found.twin, found.freed, found.kept, found.shares, found.outside
     assert [list(row) for row in zip(*columns, strict=True)] == slowly(held, known)
 
 

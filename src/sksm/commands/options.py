@@ -14,6 +14,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 DONE, FAILED, USAGE, NOTHING_HERE = 0, 1, 2, 3
 INTERRUPTED = 128 + 2
 
+PID = click.IntRange(min=1, max=2**31 - 1)  # pid_t
+
 
 @dataclasses.dataclass(slots=True)
 class Session:
