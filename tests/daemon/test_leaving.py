@@ -39,8 +39,8 @@ def test_daemon_stays_while_somebody_maps_the_pool(daemons, puppets):
     daemon, puppet = daemons(idle=0.01), puppets()
     puppet.fill("data", 1, PAGES)
     puppet.merge("data")
-    puppet.hang_up()
     asleep = daemon.switches()
+    puppet.hang_up()
     poll(
         lambda: daemon.switches() > asleep + 5
     )  # it looked a few times, ever more rarely

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from sksm.daemon import launch, protocol
 from sksm.errors import DaemonUnreachable, SksmError
 from sksm.linux import libc
+from sksm.process.domain import Domain
 from sksm.spans import PAGE_SIZE, Span
 from sksm.store import Offered
 
@@ -32,15 +33,15 @@ class RemoteStore:
     """A connection to the daemon, with its pool. Belongs to one process.
 
     Args:
+        domain: whose daemon, if not this user's.
         start: start a daemon if there is none.
 
     Raises:
         DaemonUnreachable, NotPermitted: as `launch.connect`.
     """
 
-    def __init__(self, *, start: bool = True) -> None:
-        self._owner = os.getpid()
-        self._connection = launch.connect(start=start)
+    def __init__(self, domain: Domain | None = None, *, start: bool = True) -> None:
+        self._connection = launch.connect(domain, start=start)
         self._connection.settimeout(PATIENCE_SECONDS)
         self._pool = -1
         try:
@@ -93,7 +94,7 @@ class RemoteStore:
         return self._slots(reply.slots, len(prints))
 
     def offer(self, pid: int, spans: Iterable[Span]) -> Offered:
-        """Have the daemon take pages of this process into the pool."""
+        """Have the daemon take pages of a process into the pool."""
         return next(self.offers(pid, [list(spans)]))
 
     def offers(
@@ -105,7 +106,7 @@ class RemoteStore:
             runs = np.array(
                 [(span.start // PAGE_SIZE, span.pages) for span in spans], np.int64
             )
-            self._say(protocol.Offer(runs.tobytes()))
+            self._say(protocol.Offer(runs.tobytes(), 0 if pid == os.getpid() else pid))
             asked.append(int(runs[:, 1].sum()))
         try:
             while asked:

@@ -20,6 +20,7 @@ from pathlib import Path
 import sksm
 from sksm.daemon import protocol, runtime
 from sksm.errors import DaemonUnreachable, NotPermitted
+from sksm.process.domain import Domain
 
 _BACKLOG = 128
 _LOG = "sksmd.log"
@@ -27,23 +28,27 @@ _FULL_TABLE = (errno.EMFILE, errno.ENFILE)  # ours, which the caller explains
 _PATIENCE = struct.pack("@ll", 60, 0)  # struct timeval
 
 
-def connect(*, start: bool = True) -> socket.socket:
-    """Connect to this user's daemon, and start it if there is none.
+def connect(domain: Domain | None = None, *, start: bool = True) -> socket.socket:
+    """Connect to the daemon of a domain, and start it if there is none.
+
+    Args:
+        domain: as for `runtime.directory`.
+        start: whether to start one.
 
     Raises:
         DaemonUnreachable: none answers, and `start` is false or starting failed.
         NotPermitted: the socket belongs to somebody else.
     """
-    path = str(runtime.socket_path())
+    path = str(runtime.socket_path(domain))
     connection = _try(path)
     if connection is None and start:
-        with runtime.lock():
-            if listener := listen():
+        with runtime.lock(domain):
+            if listener := listen(domain):
                 with listener:
-                    _spawn(listener)
+                    _spawn(listener, domain)
             connection = _try(path)
     if connection is None and start:
-        log = runtime.directory() / _LOG
+        log = runtime.directory(domain) / _LOG
         raise DaemonUnreachable(f"sksmd was started and ended at once: see {log}")
     if connection is None:
         raise DaemonUnreachable("no sksmd runs for this user")
@@ -54,9 +59,9 @@ def connect(*, start: bool = True) -> socket.socket:
     return connection
 
 
-def listen() -> socket.socket | None:
+def listen(domain: Domain | None = None) -> socket.socket | None:
     """Make the socket; None if somebody serves it already. Hold the lock."""
-    path = runtime.socket_path()
+    path = runtime.socket_path(domain)
     if (connection := _try(str(path))) is not None:
         connection.close()
         return None
@@ -93,16 +98,21 @@ def _try(path: str) -> socket.socket | None:
     return connection
 
 
-def _spawn(listener: socket.socket) -> None:
+def _spawn(listener: socket.socket, domain: Domain | None) -> None:
     """Start a daemon that outlives us and is nobody's child.
 
     It forks once more and its parent leaves at once: a program that waits for
     its children must never meet one it did not start.
     """
-    with open(runtime.directory() / _LOG, "ab") as log:
+    with open(runtime.directory(domain) / _LOG, "ab") as log:
         try:
             subprocess.run(
-                [*_command(), f"--listen-fd={listener.fileno()}", "--detach"],
+                [
+                    *_command(),
+                    f"--listen-fd={listener.fileno()}",
+                    *([f"--domain={domain.name}"] if domain else []),
+                    "--detach",
+                ],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -114,7 +124,7 @@ def _spawn(listener: socket.socket) -> None:
             )
         except (OSError, subprocess.SubprocessError) as error:
             with contextlib.suppress(OSError):
-                runtime.socket_path().unlink()
+                runtime.socket_path(domain).unlink()
             if isinstance(error, OSError) and error.errno in _FULL_TABLE:
                 raise
             raise DaemonUnreachable(f"sksmd could not be started: {error}") from error

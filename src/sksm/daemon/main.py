@@ -8,8 +8,12 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from sksm.process.domain import Domain
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,8 +32,14 @@ import click
     show_envvar=True,
     help="Leave after this many seconds without clients and shared pages.",
 )
+@click.option(
+    "--domain",
+    metavar="UID",
+    help="Whose memory to hold, if not this user's: a user id, or one with "
+    "'-guarded' behind it for programs whose memory the kernel keeps from their user.",
+)
 @click.version_option(package_name="sksm")
-def main(listen_fd: int | None, detach: bool, idle: float) -> None:
+def main(listen_fd: int | None, detach: bool, idle: float, domain: str | None) -> None:
     """Own the pool of this user's shared pages, and take in new ones.
 
     The first `sksm.merge()` of a user starts it, and it leaves when nobody uses
@@ -40,10 +50,16 @@ def main(listen_fd: int | None, detach: bool, idle: float) -> None:
     if detach:
         os.setsid()
     _shed_inheritance()
-    listener, path = _listener(listen_fd)
+    from sksm.process.domain import Domain, parse  # noqa: PLC0415
+
+    try:
+        whose = parse(domain) if domain else Domain(os.getuid())
+    except ValueError:
+        raise click.UsageError(f"{domain} is not a user id") from None
+    listener, path = _listener(listen_fd, whose)
     from sksm.daemon.server import Server  # noqa: PLC0415  after the fork: numpy
 
-    Server(listener, idle, path).run()
+    Server(listener, idle, path, whose).run()
 
 
 def _shed_inheritance() -> None:
@@ -53,7 +69,7 @@ def _shed_inheritance() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _listener(fd: int | None) -> tuple[socket.socket, Path | None]:
+def _listener(fd: int | None, domain: Domain) -> tuple[socket.socket, Path | None]:
     """Give the socket to serve, and its path if it is ours to remove."""
     if fd is None and os.environ.get("LISTEN_PID") == str(os.getpid()):
         return socket.socket(fileno=3), None  # sd_listen_fds(3): systemd's first
@@ -63,8 +79,8 @@ def _listener(fd: int | None) -> tuple[socket.socket, Path | None]:
     from sksm.daemon.launch import listen  # noqa: PLC0415
     from sksm.daemon.runtime import lock  # noqa: PLC0415
 
-    with lock():
-        made = listen()
+    with lock(domain):
+        made = listen(domain)
     if made is None:
         sys.exit("sksmd: another daemon serves this user already")
     return made, Path(made.getsockname())

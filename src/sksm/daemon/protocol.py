@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-VERSION = 1
+VERSION = 2
 MOST_PAGES = 4096  # in one request
 LARGEST = 1 << 17  # bytes of a message; a socket takes 200 KiB unless told otherwise
 
@@ -52,9 +52,10 @@ class Slots(msgspec.Struct, tag=True):
 
 
 class Offer(msgspec.Struct, tag=True):
-    """Take pages of mine: pairs (int64) of page number and count."""
+    """Take pages of mine, or of another process of the daemon's domain."""
 
-    runs: bytes
+    runs: bytes  # pairs (int64) of page number and count
+    pid: int = 0  # 0: mine
 
 
 class Offered(msgspec.Struct, tag=True):

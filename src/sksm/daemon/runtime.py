@@ -11,16 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sksm.errors import NotPermitted, SksmError
+from sksm.process.domain import Domain
 
 OVERRIDE = "SKSM_RUNTIME_DIR"
 _LONGEST = 107  # unix(7): sun_path, less the zero at its end
 
 
-def directory() -> Path:
+def directory(domain: Domain | None = None) -> Path:
     """Give the runtime directory of this user, made if need be.
 
     `$SKSM_RUNTIME_DIR`, or `sksm` in `$XDG_RUNTIME_DIR` or `/run/user/<uid>`
     (root: `/run`); where there is none, `/tmp/sksm-<uid>`.
+
+    Args:
+        domain: whose memory is at stake, if not that of this user's own programs.
+            What root does for others has a directory of its own inside.
 
     Raises:
         NotPermitted: it belongs to somebody else, others may write to it, or it
@@ -28,6 +33,8 @@ def directory() -> Path:
     """
     uid = os.getuid()
     path = _choose(uid)
+    if domain and not domain.ours:
+        path = directory() / f"domain-{domain.name}"
     try:
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
@@ -55,27 +62,29 @@ def _choose(uid: int) -> Path:
     return Path(f"/tmp/sksm-{uid}")
 
 
-def socket_path() -> Path:
+def socket_path(domain: Domain | None = None) -> Path:
     """Give the path of the daemon's socket.
 
     Raises:
         NotPermitted: as `directory`.
         SksmError: it is too long for an address.
     """
-    path = directory() / "sksmd.sock"
+    path = directory(domain) / "sksmd.sock"
     if len(os.fsencode(path)) > _LONGEST:
         raise SksmError(f"{path} is too long for a socket: set {OVERRIDE}")
     return path
 
 
 @contextlib.contextmanager
-def lock(*, wait: bool = True) -> Iterator[None]:
-    """Be the only one who starts or ends this user's daemon.
+def lock(domain: Domain | None = None, *, wait: bool = True) -> Iterator[None]:
+    """Be the only one who starts or ends the daemon of a domain.
 
     Raises:
         BlockingIOError: somebody else is at it, and `wait` is false.
     """
-    fd = os.open(directory() / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(
+        directory(domain) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+    )
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         try:

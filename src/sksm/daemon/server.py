@@ -23,9 +23,11 @@ import psutil
 from sksm.daemon import protocol, runtime
 from sksm.daemon.protocol import Malformed
 from sksm.daemon.reclaimer import Reclaimer
-from sksm.errors import SksmError
+from sksm.errors import SksmError, Unsupported
+from sksm.process.domain import Domain
+from sksm.process.domain import of as domain_of
 from sksm.spans import PAGE_SIZE, Span
-from sksm.store import UNSEEN
+from sksm.store import UNSEEN, Offered
 from sksm.store.local import LocalStore
 
 _log = logging.getLogger("sksmd")
@@ -51,12 +53,18 @@ class Server:
         idle_seconds: how long to stay without clients and without live slots;
             infinite for a service that somebody else starts and ends.
         path: where the socket is, if it is to be removed at the end.
+        domain: whose memory it holds, if not that of this user's programs.
     """
 
     def __init__(
-        self, listener: socket.socket, idle_seconds: float, path: Path | None = None
+        self,
+        listener: socket.socket,
+        idle_seconds: float,
+        path: Path | None = None,
+        domain: Domain | None = None,
     ) -> None:
         self._listener = listener
+        self._domain = domain or Domain(os.getuid())
         self._door = runtime.Door(path) if path else None
         self._idle_seconds = idle_seconds
         self._store = LocalStore()
@@ -168,7 +176,7 @@ class Server:
         if self._door is None:
             return True  # who is at the door stays there, for the next daemon
         try:
-            with runtime.lock(wait=False):
+            with runtime.lock(self._domain, wait=False):
                 self._door.hide()
                 if self._accept():
                     self._door.show()
@@ -231,7 +239,7 @@ class Server:
             case protocol.Lookup():
                 return self._look_up(request)
             case protocol.Offer():
-                return self._take(client, request.runs)
+                return self._take(client, request)
             case protocol.Ask():
                 return self._status(request.reclaim)
         return protocol.Failure("not a request")
@@ -253,8 +261,8 @@ class Server:
         slots = self._store.lookup(prints)
         return protocol.Slots(slots.tobytes(), self._store.written)
 
-    def _take(self, client: Client, raw: bytes) -> protocol.Reply:
-        pairs = protocol.integers(raw).reshape(-1, 2)
+    def _take(self, client: Client, request: protocol.Offer) -> protocol.Reply:
+        pairs = protocol.integers(request.runs).reshape(-1, 2)
         pages = int(pairs[:, 1].sum()) if (pairs > 0).all() else 0
         if not 0 < pages <= protocol.MOST_PAGES or int(pairs.max()) > 2**51:
             raise Malformed("page runs out of bounds")
@@ -263,9 +271,13 @@ class Server:
             for first, count in pairs.tolist()
         ]
         try:
-            slots, fresh, refusal = self._store.offer(client.pid, spans)
+            if request.pid:
+                slots, fresh, refusal = self._take_of_other(request.pid, spans)
+            else:
+                slots, fresh, refusal = self._store.offer(client.pid, spans)
         except (OSError, MemoryError) as error:
-            _log.exception("cannot take %d pages of process %d", pages, client.pid)
+            who = request.pid or client.pid
+            _log.exception("cannot take %d pages of process %d", pages, who)
             slots, fresh = np.full(pages, UNSEEN, np.int64), np.zeros(pages, bool)
             refusal = f"the daemon could not take it: {error or 'no memory'}"
         if fresh.any():
@@ -273,6 +285,28 @@ class Server:
         return protocol.Offered(
             slots.tobytes(), fresh.tobytes(), refusal, self._store.written
         )
+
+    def _take_of_other(self, pid: int, spans: list[Span]) -> Offered:
+        """Take pages of a process that is no client, if it belongs to the domain.
+
+        It must before and afterwards: meanwhile it may have become another's, or
+        have ended, and its number been given to somebody else.
+        """
+        if not self._admits(pid):
+            pages = sum(span.pages for span in spans)
+            slots, fresh = np.full(pages, UNSEEN, np.int64), np.zeros(pages, bool)
+            return slots, fresh, f"it does not belong to domain {self._domain.name}"
+        slots, fresh, refusal = self._store.offer(pid, spans)
+        if not self._admits(pid):
+            self._store.drop(np.unique(slots[fresh]))
+            slots[:], fresh[:] = UNSEEN, False
+        return slots, fresh, refusal
+
+    def _admits(self, pid: int) -> bool:
+        try:
+            return domain_of(pid) == self._domain
+        except (OSError, Unsupported):
+            return False
 
     def _status(self, reclaim: bool) -> protocol.Status:
         if reclaim:
