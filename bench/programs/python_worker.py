@@ -70,7 +70,10 @@ class Held:
 
     def look(self, first: int = 0, stop: int = USERS) -> int:
         """Look at objects, which writes to each: Python counts references."""
-        return sum(len(one["name"]) for one in self.users[first:stop])
+        return sum(
+            len(one["name"]) + sum(map(len, one["tags"]))
+            for one in self.users[first:stop]
+        )
 
 
 def application(held: Held) -> Any:
