@@ -85,7 +85,8 @@ class Outcome(msgspec.Struct):
 
 def duplicates(output: dict[str, Any]) -> int:
     """Read from the JSON of `sksm estimate` what could be saved."""
-    return int(output["duplicate_bytes"]) + int(output["zero_bytes"])
+    total = output["total"]
+    return int(total["duplicate_bytes"]) + int(total["zero_bytes"])
 
 
 def start(name: str) -> contextlib.AbstractContextManager[Crew]:
