@@ -42,7 +42,7 @@ def test_daemon_stays_while_somebody_maps_the_pool(daemons, puppets):
     asleep = daemon.switches()
     puppet.hang_up()
     poll(
-        lambda: daemon.switches() > asleep + 5
+        lambda: daemon.switches() > asleep + 3
     )  # it looked a few times, ever more rarely
 
     assert daemon.process.poll() is None
