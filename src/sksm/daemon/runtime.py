@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sksm.errors import NotPermitted, SksmError
-from sksm.process.domain import Domain
+from sksm.process.domain import Domain, parse
 
 OVERRIDE = "SKSM_RUNTIME_DIR"
+_OTHERS = "domain-"  # begins the names of directories for what is not ours
 _LONGEST = 107  # unix(7): sun_path, less the zero at its end
 
 
@@ -34,7 +35,7 @@ def directory(domain: Domain | None = None) -> Path:
     uid = os.getuid()
     path = _choose(uid)
     if domain and not domain.ours:
-        path = directory() / f"domain-{domain.name}"
+        path = directory() / f"{_OTHERS}{domain.name}"
     try:
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
@@ -48,6 +49,12 @@ def directory(domain: Domain | None = None) -> Path:
             f"name another one in {OVERRIDE}."
         )
     return path
+
+
+def others() -> list[Domain]:
+    """List the domains that had a daemon of ours for programs that are not ours."""
+    names = (path.name for path in directory().glob(f"{_OTHERS}*"))
+    return [parse(name.removeprefix(_OTHERS)) for name in names]
 
 
 def _choose(uid: int) -> Path:

@@ -23,6 +23,7 @@ from sksm.daemon.client import RemoteStore
 from sksm.daemon.protocol import Status
 from sksm.errors import DaemonUnreachable, SksmError
 from sksm.linux import ksm
+from sksm.process.domain import Domain
 from sksm.spans import PAGE_SIZE
 
 _RELEASE_SECONDS = 20.0
@@ -152,13 +153,13 @@ def _merge(hand: Hand) -> Merge:
     )
 
 
-def status(*, reclaim: bool = False) -> Status:
-    """Ask the daemon how things stand.
+def status(domain: Domain | None = None, *, reclaim: bool = False) -> Status:
+    """Ask a daemon how things stand: this user's, if not that of another domain.
 
     Raises:
         DaemonUnreachable: it is not there.
     """
-    with contextlib.closing(RemoteStore(start=False)) as store:
+    with contextlib.closing(RemoteStore(domain, start=False)) as store:
         return store.status(reclaim=reclaim)
 
 
@@ -177,12 +178,12 @@ def _release() -> Proof:
 
 @contextlib.contextmanager
 def own_daemon() -> Iterator[None]:
-    """Use a daemon that nobody else uses, so that every figure is of the block."""
+    """Use daemons that nobody else uses, so that every figure is of the block."""
     folder = tempfile.mkdtemp(prefix="demo-", dir=runtime.directory())
     with contextlib.ExitStack() as undo:  # a signal in one step spares no other
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         undo.callback(_set_override, os.environ.get(runtime.OVERRIDE))
-        undo.callback(_end_daemon)
+        undo.callback(_end_daemons)
         _set_override(folder)
         yield
 
@@ -194,8 +195,9 @@ def _set_override(folder: str | None) -> None:
         os.environ[runtime.OVERRIDE] = folder
 
 
-def _end_daemon() -> None:
-    with contextlib.suppress(DaemonUnreachable, SksmError, psutil.Error, OSError):
-        process = psutil.Process(status().pid)
-        process.terminate()
-        process.wait(10)
+def _end_daemons() -> None:
+    for domain in (None, *runtime.others()):
+        with contextlib.suppress(DaemonUnreachable, SksmError, psutil.Error, OSError):
+            process = psutil.Process(status(domain).pid)
+            process.terminate()
+            process.wait(10)
