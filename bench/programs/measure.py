@@ -18,6 +18,7 @@ from bench.results import Skipped, Wrong
 from sksm.commands.demonstration import figures, run
 from sksm.commands.demonstration.figures import Snapshot
 from sksm.errors import DaemonUnreachable
+from sksm.process import domain
 
 _MODULES = {"forked": "python_crews", "working": "python_crews"}
 _MODULES["separate"] = "python_crews"
@@ -147,7 +148,7 @@ def _measure(
 def _take(crew: Crew) -> Snapshot:
     """Read the kernel's figures; sksmd counts from when the command started it."""
     try:
-        daemon = run.status()
+        daemon = run.status(domain.of(crew.pids[0]))
     except DaemonUnreachable:
         daemon = None
     return figures.take(crew.family, daemon)
