@@ -6,7 +6,6 @@ written back between two looks (a reference count, say) is not seen.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,8 +16,7 @@ from sksm.errors import ProcessGone
 from sksm.estimate import Estimate
 from sksm.holding import Holding, fingerprints_of
 from sksm.linux import pagemap
-from sksm.process import AddressSpace, permission
-from sksm.spans import PAGE_SIZE, Span
+from sksm.process import AddressSpace, permission, spans_of
 from sksm.twins import Flags
 
 MOST_LOOKS = 10
@@ -96,15 +94,3 @@ def _present(table: int, numbers: npt.NDArray[np.int64]) -> Flags:
     entries = np.concatenate([np.empty(0, np.uint64), *parts])
     present: Flags = entries & np.uint64(pagemap.ENTRY_PRESENT) != 0
     return present
-
-
-def spans_of(numbers: npt.NDArray[np.int64]) -> list[Span]:
-    """Cover pages, numbers ascending, with the fewest spans."""
-    if not len(numbers):
-        return []
-    edges = (np.flatnonzero(np.diff(numbers) != 1) + 1).tolist()
-    bounds = itertools.pairwise([0, *edges, len(numbers)])
-    return [
-        Span(int(numbers[a]) * PAGE_SIZE, (int(numbers[b - 1]) + 1) * PAGE_SIZE)
-        for a, b in bounds
-    ]

@@ -9,6 +9,7 @@ import pytest
 from sksm.commands import outlook
 from sksm.errors import NotPermitted, ProcessGone, Unsupported
 from sksm.process import permission
+from sksm.reporters import estimate as reporter
 from sksm.spans import PAGE_SIZE
 from tests.conftest import poll
 from tests.other.holder import Holder
@@ -96,6 +97,45 @@ def test_text_fits_a_terminal(sksm_program, alike):
     assert "special mapping [vdso]" in result.stdout
     assert "in all" in result.stdout
     assert result.stderr == ""
+
+
+ARRAY = f"""
+import mmap, sys
+import numpy as np
+area = mmap.mmap(-1, 65 * {PAGE_SIZE}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+flat = np.frombuffer(area, np.uint8)[int(sys.argv[1]) :][: 63 * {PAGE_SIZE}]
+# Straight into it: malloc keeps what was freed, and that would be found, too.
+np.random.default_rng(5).random(out=flat.view(np.float64))
+print(flat.ctypes.data, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_arrays_at_other_offsets_within_a_page_are_hinted_at(
+    estimate, sksm_here, worker
+):
+    """Nothing of them is a duplicate; the way out is named."""
+    pids = [(one := worker(ARRAY, str(at)), one.answer())[0].pid for at in (16, 64)]
+    answer = estimate(*pids)
+    found = [one["misaligned_bytes"] // PAGE_SIZE for one in answer["processes"]]
+    assert found[0] < 62 <= found[1]
+    assert answer["total"]["misaligned_bytes"] == sum(found) * PAGE_SIZE
+    assert "sksm.empty" in sksm_here("estimate", *map(str, pids)).stdout
+
+
+def test_progress_shows_on_a_terminal_once_it_has_taken_a_while(monkeypatch, capsys):
+    """And not before, nor elsewhere."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    for after, shown in ((1000, False), (0, True)):
+        monkeypatch.setattr(reporter, "_SHOWN_AFTER_SECONDS", after)
+        with reporter.progress() as step:
+            step("reading 7", 10)(5)
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert ("reading 7" in captured.err) == shown
+        assert "\x1b[3" not in captured.err
 
 
 # -- processes that cannot be looked at
@@ -218,11 +258,12 @@ NOTES = [
 ]
 
 
-@pytest.mark.parametrize(("judge", "note"), NOTES)
+@pytest.mark.parametrize("case", NOTES)
 def test_what_would_keep_a_merge_away_is_told(
-    estimate, sksm_here, alike, monkeypatch, judge, note
+    estimate, sksm_here, alike, monkeypatch, case
 ):
     """The estimate is made all the same."""
+    judge, note = case
     for name, _ in NOTES:
         verdict = "so it is" if name == judge else None
         monkeypatch.setattr(f"sksm.process.{name}", lambda _, said=verdict: said)

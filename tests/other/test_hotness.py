@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from sksm.estimate import Estimate
-from sksm.hotness import Watch, spans_of
-from sksm.process import pages_of
+from sksm.hotness import Watch
+from sksm.process import pages_of, spans_of
 from sksm.spans import PAGE_SIZE, Span
 from tests.other.holder import Holder
 

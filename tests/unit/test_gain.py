@@ -1,6 +1,6 @@
 """The net gain of each engine."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sksm.estimate import Figures
@@ -38,6 +38,7 @@ def test_many_small_runs_can_cost_more_than_they_bring():
     assert of(scattered)[KSM].net_bytes < 0
 
 
+@settings(deadline=None)
 @given(COUNTS, COUNTS, COUNTS, st.integers(0, 1000))
 def test_no_engine_gains_more_than_the_kernel_would(freed, mappings, pages, vma):
     """Which is what is held twice."""

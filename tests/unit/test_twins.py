@@ -4,7 +4,7 @@ import itertools
 from collections import defaultdict
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sksm.store import UNSEEN
@@ -18,7 +18,7 @@ SETS = st.lists(st.tuples(CONTENTS, st.integers(0, 3)), max_size=30)
 
 
 def slowly(held, known):
-    """Say of each page (twin, freed, kept, shares, outside) by walking through frames."""
+    """Say of each page what `Twins` does, in that order, by walking through frames."""
     in_frame = defaultdict(list)
     for index, (content, frame) in enumerate(held):
         in_frame[(content, frame) if frame else index].append(index)
@@ -42,6 +42,7 @@ def slowly(held, known):
     return told
 
 
+@settings(deadline=None)
 @given(SETS, st.sets(st.integers(1, 4)))
 def test_twins_are_those_of_the_obvious_way(held, known):
     """Duplicates beyond one frame, whatever shares frames inside and outside."""
@@ -53,6 +54,7 @@ def test_twins_are_those_of_the_obvious_way(held, known):
     assert [list(row) for row in zip(*columns, strict=True)] == slowly(held, known)
 
 
+@settings(deadline=None)
 @given(SETS)
 def test_slots_are_given_in_the_order_of_first_pages(held):
     """One for each content with twins, as a pool would take them."""
@@ -71,6 +73,7 @@ def test_slots_are_given_in_the_order_of_first_pages(held):
 PAGES = st.sets(st.integers(0, 60)).map(sorted)
 
 
+@settings(deadline=None)
 @given(PAGES, st.lists(st.integers(0, 60)).map(sorted), st.integers(0, 4), st.data())
 def test_pieces_join_across_short_gaps_only(numbers, starts, gap, data):
     """Neighbours in one mapping; the page numbers in between all there."""

@@ -14,6 +14,7 @@ from sksm.errors import ProcessGone, SksmError
 from sksm.estimate import Estimate, Figures
 from sksm.gain import Gain, gains
 from sksm.hotness import Watch
+from sksm.misaligned import Misaligned, find
 from sksm.process import guards, permission, runtimes
 from sksm.process.other import OtherProcess
 from sksm.spans import PAGE_SIZE
@@ -39,6 +40,7 @@ class Finding:
     name: str
     figures: Figures
     heat: Heat | None  # None: nobody watched
+    misaligned_bytes: int
     notes: list[str]  # why a merge would leave it alone
 
 
@@ -56,6 +58,7 @@ class Outlook:
 
     total: Figures
     heat: Heat | None
+    misaligned: Misaligned
     gains: list[Gain]  # without hot pages, if these are known
     processes: list[Finding]
     failures: list[Failure]
@@ -73,31 +76,33 @@ def survey(pids: Sequence[int], watch: float | None, step: Step) -> Outlook:
     with contextlib.ExitStack() as scope:
         spaces, failures = _read(estimate, pids, scope, step)
         watched = _watch(estimate, spaces, watch, step) if watch and spaces else None
-        failures += [
-            Failure(space.pid, ProcessGone(f"process {space.pid} ended meanwhile"))
-            for space in spaces
-            if space.pid not in estimate.holdings
-        ]
-    cold = watched.cold() if watched else None
+        misaligned = find(estimate, {space.pid: space for space in spaces})
+    failures += [
+        Failure(space.pid, ProcessGone(f"process {space.pid} ended meanwhile"))
+        for space in spaces
+        if space.pid not in estimate.holdings
+    ]
+    heats = _heats(estimate, watched)
+    total, heat = estimate.total(), None
+    if watched:
+        heat = Heat(
+            sum(one.hot_bytes for one in heats.values()), watched.cold().total()
+        )
     processes = [
         Finding(
             pid,
             _name(pid),
             estimate.figures(pid),
-            _heat(watched.hot[pid].sum(), cold.figures(pid))
-            if watched and cold
-            else None,
+            heats.get(pid),
+            misaligned.bytes_of[pid],
             _notes(pid),
         )
         for pid in estimate.holdings
     ]
-    total, heat = estimate.total(), None
-    if watched and cold:
-        hot = sum(int(flags.sum()) for flags in watched.hot.values())
-        heat = _heat(hot, cold.total())
     return Outlook(
         total,
         heat,
+        misaligned,
         gains(heat.cold if heat else total, sharing.vma_cost()[0]),
         processes,
         failures,
@@ -137,8 +142,14 @@ def _watch(
     return watch
 
 
-def _heat(hot_pages: int, cold: Figures) -> Heat:
-    return Heat(int(hot_pages) * PAGE_SIZE, cold)
+def _heats(estimate: Estimate, watched: Watch | None) -> dict[int, Heat]:
+    if watched is None:
+        return {}
+    cold = watched.cold()
+    return {
+        pid: Heat(int(watched.hot[pid].sum()) * PAGE_SIZE, cold.figures(pid))
+        for pid in estimate.holdings
+    }
 
 
 def _notes(pid: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -108,3 +109,15 @@ def pages_of(spans: Iterable[Span]) -> npt.NDArray[np.int64]:
         np.arange(span.start // PAGE_SIZE, span.stop // PAGE_SIZE) for span in spans
     ]
     return np.concatenate(numbers) if numbers else np.empty(0, np.int64)
+
+
+def spans_of(numbers: npt.NDArray[np.int64]) -> list[Span]:
+    """Cover pages, numbers ascending, with the fewest spans."""
+    if not len(numbers):
+        return []
+    edges = (np.flatnonzero(np.diff(numbers) != 1) + 1).tolist()
+    bounds = itertools.pairwise([0, *edges, len(numbers)])
+    return [
+        Span(int(numbers[a]) * PAGE_SIZE, (int(numbers[b - 1]) + 1) * PAGE_SIZE)
+        for a, b in bounds
+    ]

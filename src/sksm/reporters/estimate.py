@@ -59,7 +59,10 @@ def emit(found: Outlook, watched: float | None) -> None:
         "estimate",
         seconds=found.seconds,
         watched_seconds=watched,
-        total=_flat(found.total, found.heat),
+        total={
+            **_flat(found.total, found.heat),
+            "misaligned_bytes": found.misaligned.total_bytes,
+        },
         engines=[
             {**dataclasses.asdict(gain), "net_bytes": gain.net_bytes}
             for gain in found.gains
@@ -69,6 +72,7 @@ def emit(found: Outlook, watched: float | None) -> None:
                 "pid": one.pid,
                 "name": one.name,
                 **_flat(one.figures, one.heat),
+                "misaligned_bytes": one.misaligned_bytes,
                 "notes": one.notes,
             }
             for one in found.processes
@@ -153,9 +157,19 @@ def _show_rest(console: Console, found: Outlook) -> None:
         )
     if total.huge_bytes:
         lines.append(f"Huge pages that would be split: {size(total.huge_bytes)}.")
-    for reason, nbytes in sorted(total.refused_bytes.items()):
-        if reason not in _USUAL:
-            lines.append(f"Left out, {reason}: {size(nbytes)}.")
+    if nbytes := found.misaligned.total_bytes:
+        more = "" if found.misaligned.whole else " at least"
+        lines.append(
+            f"Equal, but at another place within the page: {size(nbytes)}{more}. "
+            "sksm.empty gives arrays that begin on a page."
+        )
+    refused = [
+        f"{size(nbytes)} ({reason})"
+        for reason, nbytes in sorted(total.refused_bytes.items())
+        if reason not in _USUAL
+    ]
+    if refused:
+        lines.append(f"Left out: {', '.join(refused)}.")
     for one in found.processes:
         lines += [f"Process {one.pid}: {note}." for note in one.notes]
     if not found.heat:
