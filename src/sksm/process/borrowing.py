@@ -17,6 +17,9 @@ from sksm.process import stub
 from sksm.process.reading import read_bytes
 from sksm.process.stopping import Threads
 
+# How long a thread that we set going may take to stop. It can, but other processes
+# may have the processors; and until it has, nobody else may have the stub.
+_PATIENCE_SECONDS = 10.0
 _LOOKS_MS = 3  # milliseconds between two looks whether a signal came first
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 
@@ -159,7 +162,7 @@ class Thread:
         ptrace.set_registers(self._tid, self._found)
         ptrace.interrupt(self._tid)
         ptrace.resume(self._tid, number)
-        self._threads.await_stop(self._tid)
+        self._threads.await_stop(self._tid, _PATIENCE_SECONDS)
         raise Interrupted
 
     def _take_back(self) -> None:
@@ -168,7 +171,7 @@ class Thread:
         Such a stop, other than that where a call ends, is one at which the kernel
         starts interrupted calls again.
         """
-        if not self._threads.await_stop(self._tid):
+        if not self._threads.await_stop(self._tid, _PATIENCE_SECONDS):
             return
         if self._code <= self._now().rip < self._code + len(stub.CODE):
             ptrace.set_signal_mask(self._tid, self._mask)

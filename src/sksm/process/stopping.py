@@ -89,13 +89,16 @@ class Threads:
             if time.monotonic() >= deadline:
                 break
 
-    def await_stop(self, tid: int) -> bool:
+    def await_stop(self, tid: int, patience_s: float = PATIENCE_SECONDS) -> bool:
         """Wait until a thread that was interrupted is held; whether it is alive.
 
         A signal that it was about to take is delivered first, as the kernel would
         have done: the thread is then held at the first instruction of its handler.
+
+        Raises:
+            BlockingIOError: it has not stopped in time.
         """
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + patience_s
         spins = 0
         while True:
             status = ptrace.wait(tid, reap=not self._child or tid != self.pid)
@@ -148,8 +151,10 @@ class Threads:
 
     def _let_go(self) -> None:
         for tid in self._held:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 ptrace.detach(tid)
+            except ProcessLookupError:  # it has ended, or runs: then it is still ours
+                self._late.append(tid)
         self._held.clear()
         self.settle(0.0)
 
