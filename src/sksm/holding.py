@@ -34,6 +34,7 @@ _T = TypeVar("_T", np.int64, np.uint64)
 HUGE_BYTES = 2 << 20
 VANISHED = "gone while it was read"
 _GROUP_PAGES = 512  # read and fingerprinted at a time: they stay in the cache
+_ENTRIES_GAP = 64  # pages: to read as many entries more is cheaper than a call
 _PART_PAGES = 64  # where a group cannot be read, what is given up at a time
 
 
@@ -148,7 +149,7 @@ class _Reading:
                 continue
             self._numbers.append(pages_of(spans))
             self._prints.append(prints)
-            self._frames += [shared_frames(table, span) for span in spans]
+            self._frames.append(shared_frames(table, self._numbers[-1]))
             self._tell(len(prints))
 
 
@@ -176,20 +177,33 @@ def fingerprints_of(
             yield group, fingerprint(rows, seed)
 
 
-def shared_frames(table: int, span: Span) -> npt.NDArray[np.uint64]:
+def shared_frames(table: int, numbers: npt.NDArray[np.int64]) -> Prints:
     """Name the frame of each page that more than one page table shows; else 0.
 
     Only root is told frames' numbers. For others the page's number must do: pages
     are shared by fork nearly always, and then have the same one in each process.
+
+    Args:
+        table: an open /proc/PID/pagemap.
+        numbers: of the pages, ascending.
     """
-    entries = pagemap.entries(table, span)
+    entries = entries_of(table, numbers)
     alone = entries & np.uint64(pagemap.ENTRY_EXCLUSIVE) != 0
     alone |= entries & np.uint64(pagemap.ENTRY_PRESENT) == 0  # gone since
     frames = entries & np.uint64(pagemap.ENTRY_FRAME)
-    numbers = pages_of([span]).astype(np.uint64)
-    frames = np.where(frames != 0, frames, numbers)
+    frames = np.where(frames != 0, frames, numbers.astype(np.uint64))
     frames[alone] = 0
     return frames
+
+
+def entries_of(table: int, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """Read the table entries of pages, ascending, with as few calls as it takes."""
+    cuts = np.flatnonzero(np.diff(numbers) > _ENTRIES_GAP) + 1
+    found = [np.empty(0, np.uint64)]
+    for some in np.split(numbers, cuts) if len(numbers) else ():
+        start, stop = int(some[0]) * PAGE_SIZE, (int(some[-1]) + 1) * PAGE_SIZE
+        found.append(pagemap.entries(table, Span(start, stop))[some - some[0]])
+    return np.concatenate(found)
 
 
 def _joined(parts: list[npt.NDArray[_T]], kind: type[_T]) -> npt.NDArray[_T]:

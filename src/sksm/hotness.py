@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from sksm.errors import ProcessGone
 from sksm.estimate import Estimate
-from sksm.holding import Holding, fingerprints_of
+from sksm.holding import Holding, entries_of, fingerprints_of
 from sksm.linux import pagemap
 from sksm.process import AddressSpace, permission, spans_of
 from sksm.twins import Flags
@@ -79,7 +78,8 @@ class Watch:
 def _changed(space: AddressSpace, holding: Holding, seed: int) -> Flags:
     changed = np.ones(len(holding.numbers), bool)
     # To read pages that were dropped would bring zeros in their place.
-    here = np.flatnonzero(_present(space.pagemap(), holding.numbers))
+    entries = entries_of(space.pagemap(), holding.numbers)
+    here = np.flatnonzero(entries & np.uint64(pagemap.ENTRY_PRESENT))
     at = 0
     for spans, prints in fingerprints_of(space, spans_of(holding.numbers[here]), seed):
         read = here[at : at + sum(span.pages for span in spans)]
@@ -87,10 +87,3 @@ def _changed(space: AddressSpace, holding: Holding, seed: int) -> Flags:
             changed[read] = prints != holding.prints[read]
         at += len(read)
     return changed
-
-
-def _present(table: int, numbers: npt.NDArray[np.int64]) -> Flags:
-    parts = [pagemap.entries(table, span) for span in spans_of(numbers)]
-    entries = np.concatenate([np.empty(0, np.uint64), *parts])
-    present: Flags = entries & np.uint64(pagemap.ENTRY_PRESENT) != 0
-    return present

@@ -173,6 +173,31 @@ def test_pages_that_vanish_are_counted(hold, monkeypatch):
     assert found.total().looked_bytes == (300 - lost) * PAGE_SIZE
 
 
+def test_scattered_pages_are_all_read(hold):
+    """Each with its own table entry, near the next or far from it."""
+    kinds = [1, None, 2, *[None] * 100, 3, 4, *[None] * 300, 5]
+    one = hold(kinds)
+    one.ask("fork")
+    one.ask("put", 103, 3)
+    found = estimate_of(one).holdings[one.pid]
+    assert (found.numbers * PAGE_SIZE).tolist() == [
+        one.page(index) for index, kind in enumerate(kinds) if kind
+    ]
+    assert (found.frames == 0).tolist() == [False, False, True, False, False]
+
+
+def test_kernels_without_the_scan_give_the_same(hold, monkeypatch):
+    """Page by page from the table; but they do not tell huge pages."""
+    one, two = hold([1, 2, 0, None, 3]), hold([2, 1, 0, 4])
+    expected = estimate_of(one, two).total()
+
+    def lacking(*_, **__):
+        raise OSError(errno.ENOTTY, "ENOTTY")
+
+    monkeypatch.setattr(pagemap, "scan", lacking)
+    assert estimate_of(one, two).total() == expected
+
+
 def test_huge_pages_are_counted_once_a_page_of_them_has_a_twin(worker):
     """2 MiB each, whatever the number of twins."""
     process = worker(HUGE)

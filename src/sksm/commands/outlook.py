@@ -82,12 +82,8 @@ def survey(pids: Sequence[int], watch: float | None, step: Step) -> Outlook:
         for space in spaces
         if space.pid not in estimate.holdings
     ]
-    heats = _heats(estimate, watched)
-    total, heat = estimate.total(), None
-    if watched:
-        heat = Heat(
-            sum(one.hot_bytes for one in heats.values()), watched.cold().total()
-        )
+    heats, heat = _heats(watched) if watched else ({}, None)
+    total = estimate.total()
     processes = [
         Finding(
             pid,
@@ -142,14 +138,12 @@ def _watch(
     return watch
 
 
-def _heats(estimate: Estimate, watched: Watch | None) -> dict[int, Heat]:
-    if watched is None:
-        return {}
+def _heats(watched: Watch) -> tuple[dict[int, Heat], Heat]:
+    """Sum up the hot pages of each process, and of all."""
     cold = watched.cold()
-    return {
-        pid: Heat(int(watched.hot[pid].sum()) * PAGE_SIZE, cold.figures(pid))
-        for pid in estimate.holdings
-    }
+    hot = {pid: int(flags.sum()) * PAGE_SIZE for pid, flags in watched.hot.items()}
+    heats = {pid: Heat(nbytes, cold.figures(pid)) for pid, nbytes in hot.items()}
+    return heats, Heat(sum(hot.values()), cold.total())
 
 
 def _notes(pid: int) -> list[str]:
