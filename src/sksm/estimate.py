@@ -72,6 +72,7 @@ class Estimate:
         self._known = known
         self._pool = pool
         self._compared: dict[int, Twins] | None = None
+        self._figures: dict[int, Figures] = {}
 
     def add(
         self, space: AddressSpace, tell: Callable[[float], None] | None = None
@@ -91,13 +92,17 @@ class Estimate:
             )
         except _ENDED:
             return False
-        self._compared = None
+        self._forget()
         return True
 
     def remove(self, pid: int) -> None:
         """Leave a process out that ended since it was read."""
         del self.holdings[pid]
+        self._forget()
+
+    def _forget(self) -> None:
         self._compared = None
+        self._figures.clear()
 
     def apart(self, pages: dict[int, Flags]) -> Estimate:
         """Give an estimate in which these pages of each process equal no other."""
@@ -136,7 +141,11 @@ class Estimate:
         Of equal pages the first that was read is the one to keep, so those of the
         processes add up to those of the whole set.
         """
-        holding, found = self.holdings[pid], self.compared[pid]
+        if pid not in self._figures:
+            self._figures[pid] = self._sum_up(self.holdings[pid], self.compared[pid])
+        return self._figures[pid]
+
+    def _sum_up(self, holding: Holding, found: Twins) -> Figures:
         zero = self._zero(holding) & ~found.outside
         wanted = found.twin | zero
         spans = pieces(wanted, holding.stretch, plan.SHORT_GAP)

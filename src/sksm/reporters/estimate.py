@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MOST_PROCESSES = 20
 _SHOWN_AFTER_SECONDS = 1.0
+_HINT_BYTES = 1 << 20  # of arrays that begin at other places within their pages
 # Not worth a line: they are shared already, or a page for each mapping.
 _USUAL = (pages.UNWRITTEN_FILE, pages.LAST_PAGE)
 
@@ -157,7 +158,7 @@ def _show_rest(console: Console, found: Outlook) -> None:
         )
     if total.huge_bytes:
         lines.append(f"Huge pages that would be split: {size(total.huge_bytes)}.")
-    if nbytes := found.misaligned.total_bytes:
+    if (nbytes := found.misaligned.total_bytes) >= _HINT_BYTES:
         more = "" if found.misaligned.whole else " at least"
         lines.append(
             f"Equal, but at another place within the page: {size(nbytes)}{more}. "
