@@ -21,10 +21,10 @@ MOST_LOST = 0.02  # of what it was before: daemon and page tables of who gains n
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def run(name, **options):
+def run(name):
     """Merge a crew, and give what came of it once all its answers were right."""
     looks = tuple(sorted({0.0, min(10.0, SECONDS), SECONDS}))
-    options = Options(before_seconds=2.0, after_seconds=looks, **options)
+    options = Options(before_seconds=2.0, after_seconds=looks)
     outcome = measure.measure(name, options, print)
     if outcome.skipped:
         (pytest.fail if REQUIRE_KERNEL and os.getuid() == 0 else pytest.skip)(
@@ -71,7 +71,7 @@ def test_postgresql_sessions_answer_as_before():
 @pytest.mark.parametrize(("name", "why"), [("redis", "jemalloc"), ("node", "v8")])
 def test_a_runtime_that_counts_on_zeros_is_refused_by_name(name, why):
     """The pool does not touch it, says why, and it works on."""
-    outcome = run(name, engine="pool")
+    outcome = run(name)
     assert outcome.merge.merged_nothing
     assert why in refusals(outcome)
     assert outcome.phases[measure.AFTER].answers
