@@ -57,6 +57,7 @@ class pm_scan_arg(Structure):
     )
 
 
+PM_SCAN_WP_MATCHING, PM_SCAN_CHECK_WPASYNC = 1, 2
 PAGEMAP_SCAN = IOWR(ord("f"), 16, pm_scan_arg)
 
 # struct page_region. The kernel fills an array of these, so it is a dtype.
@@ -106,6 +107,39 @@ def scan(
     )
     count = fcntl.ioctl(pagemap, PAGEMAP_SCAN, arg)  # raises OSError itself
     return found[:count], arg.walk_end
+
+
+def write_protect(pagemap: int, span: Span) -> None:
+    """Make the pages of `span` count as not `WRITTEN` until they are.
+
+    Takes effect where a userfaultfd with `WP_ASYNC` watches.
+
+    Raises:
+        OSError: EPERM where none does; ENOTTY before Linux 6.7.
+    """
+    arg = pm_scan_arg(
+        size=sizeof(pm_scan_arg),
+        flags=PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+        start=span.start,
+        end=span.stop,
+        category_anyof_mask=Category.WRITTEN,
+        return_mask=Category.WRITTEN,
+    )
+    fcntl.ioctl(pagemap, PAGEMAP_SCAN, arg)
+
+
+def written(pagemap: int, span: Span) -> Iterator[Span]:
+    """List the runs of pages in `span` that were written to, as above."""
+    at = span.start
+    while at < span.stop:
+        runs, at = scan(
+            pagemap,
+            Span(at, span.stop),
+            any_of=Category.WRITTEN,
+            returned=Category.WRITTEN,
+        )
+        for start, stop, _ in runs.tolist():
+            yield Span(start, stop)
 
 
 def walk(pagemap: int, span: Span, told: Category) -> Iterator[tuple[Span, Category]]:

@@ -24,6 +24,7 @@ DEVICE = "/dev/userfaultfd"  # since 6.1
 USERFAULTFD_IOC_NEW = UFFD_API << 8  # _IO(0xAA, 0), on the device
 UFFD_USER_MODE_ONLY = 1  # faults of system calls fail with EFAULT; since 5.11
 UFFD_FEATURE_PAGEFAULT_FLAG_WP = 1 << 0
+UFFD_FEATURE_WP_ASYNC = 1 << 15  # writers do not wait, and are noted; since 6.7
 UFFDIO_REGISTER_MODE_WP = 1 << 1
 UFFDIO_WRITEPROTECT_MODE_WP = 1 << 0
 

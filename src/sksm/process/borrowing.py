@@ -21,6 +21,7 @@ from sksm.process.stopping import Threads
 # may have the processors; and until it has, nobody else may have the stub.
 _PATIENCE_SECONDS = 10.0
 _LOOKS_MS = 3  # milliseconds between two looks whether a signal came first
+_LONGEST_SECONDS = 10.0  # of one table
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 
 
@@ -101,12 +102,15 @@ class Thread:
         ptrace.set_registers(self._tid, entered)
         ptrace.resume(self._tid)
         done.settimeout(_LOOKS_MS / 1000)
+        deadline = time.monotonic() + _LONGEST_SECONDS
         while True:
             with contextlib.suppress(TimeoutError):
                 if not done.recv(1):
                     raise ProcessLookupError(errno.ESRCH, "it has ended")
                 break
             self._look_for_signals(table)
+            if time.monotonic() > deadline:  # let it go as it is: it will restore
+                raise BlockingIOError(errno.EBUSY, "what it does for us takes too long")
         ptrace.interrupt(self._tid)
         self._take_back()
 
@@ -134,7 +138,7 @@ class Thread:
 
     def _run_to_syscall(self) -> None:
         ptrace.resume_to_syscall(self._tid)
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + _LONGEST_SECONDS
         while True:
             status = ptrace.wait(self._tid)
             if status is None:

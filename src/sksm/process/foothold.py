@@ -59,7 +59,7 @@ class Foothold:
         self._code = vdso.start + at
         self._hole = _largest_hole(threads.pid)
         size = _IMAGE_BYTES + STAGE_BYTES + calls.ZEROS_BYTES
-        self._workspace = Span(self._hole.start, self._hole.start + size)
+        self.workspace = Span(self._hole.start, self._hole.start + size)
         self._spare = self._hole.start + _FIRST_SPARE
         self.stage = self._hole.start + _IMAGE_BYTES
         self.zeros = self.stage + STAGE_BYTES
@@ -91,13 +91,13 @@ class Foothold:
         inside = range(self._code, self._code + len(stub.CODE))
         if any(ptrace.registers(tid).rip in inside for tid in held):
             raise BlockingIOError(errno.EBUSY, "what was begun there is not at its end")
-        me = stub.Owner(os.getpid(), _born(os.getpid()), self._workspace.start)
+        me = stub.Owner(os.getpid(), _born(os.getpid()), self.workspace.start)
         ptrace.poke(held[0], self._code, stub.image(me))
         with Thread(self.threads, held[0], self._code).calling() as thread:
             thread.block_signals()
             if self._before:
                 self._clear_away(thread, self._before.workspace)
-            where = (self._workspace.start, self._workspace.size)
+            where = (self.workspace.start, self.workspace.size)
             rw = libc.PROT_READ | libc.PROT_WRITE
             flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED_NOREPLACE
             thread.call("mmap", *where, rw, flags, -1, 0)
@@ -119,7 +119,7 @@ class Foothold:
                 link = os.readlink(f"/proc/{self.pid}/fd/{fd}") if fd else ""
                 if link.startswith(_OURS):
                     thread.call("close", fd)
-            thread.call("munmap", workspace, self._workspace.size)
+            thread.call("munmap", workspace, self.workspace.size)
 
     def leave(self) -> None:
         """Take everything out again, if it is still there."""
@@ -143,7 +143,7 @@ class Foothold:
             thread.block_signals()
             for fd in self._lent:
                 thread.call("close", fd)
-            thread.call("munmap", self._workspace.start, self._workspace.size)
+            thread.call("munmap", self.workspace.start, self.workspace.size)
         ptrace.poke(tid, self._code, bytes(stub.SIZE))
 
     def _verify(self) -> None:
@@ -212,7 +212,7 @@ class Foothold:
         self._lent[theirs] = ours
         numbers = [fd for fd in self._lent if fd != self._far_end][:_MOST_LENT]
         kept = struct.pack(f"<{len(numbers)}i", *numbers)
-        write_bytes(self.pid, self._workspace.start + _LENT_AT, kept)
+        write_bytes(self.pid, self.workspace.start + _LENT_AT, kept)
 
     # -- call lists
 
@@ -273,7 +273,7 @@ class Foothold:
     @property
     def image_start(self) -> int:
         """Where in the process that lies to which rows point."""
-        return self._workspace.start + _CONTROL_BYTES
+        return self.workspace.start + _CONTROL_BYTES
 
     def _framed(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Put rows around it: signals blocked before; afterwards, waiting for us.
@@ -281,7 +281,7 @@ class Foothold:
         What follows the wait happens only if we do not come: descriptors are
         closed, and all of the workspace but the table is given back.
         """
-        start, far = self._workspace.start, self._far_end
+        start, far = self.workspace.start, self._far_end
         before, after = calls.CallList(There(self)), calls.CallList(There(self))
         blocked = self._code + stub.BLOCKED_AT
         before.syscall("rt_sigprocmask", calls.SIG_SETMASK, blocked, 0, 8)

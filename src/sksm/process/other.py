@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sksm.linux import calls, libc, maps, userfaultfd
-from sksm.process import CHANGED, Exchange, guards
+from sksm.process import BUSY, CHANGED, DONE, Exchange, guards
 from sksm.process.allowance import Allowance
 from sksm.process.foothold import Foothold, There
 from sksm.process.reading import read_unpinned
 from sksm.process.script import Script
 from sksm.process.stopping import Threads
-from sksm.process.watching import open_there
+from sksm.process.watching import WriteWatch, open_there
 from sksm.spans import PAGE_SIZE, Span
 
 EXCHANGE_PAGES = 512  # as much as all threads may be held for
@@ -53,6 +54,7 @@ class OtherProcess:
         self._pools: dict[int, int] = {}  # inode -> descriptor in the process
         self._uffd: tuple[int, int] | None = None  # in the process, and here
         self._protected = False
+        self._watched: list[Span] = []  # by ourselves
         self._rows: npt.NDArray[np.uint8] | None = None
 
     def __enter__(self) -> OtherProcess:
@@ -74,9 +76,18 @@ class OtherProcess:
     def mappings(self, span: Span = EVERYTHING) -> list[maps.Mapping]:
         """List the mappings that meet `span`, ascending, with flags.
 
-        Its text costs the kernel a walk of the page tables, 28 ms a GiB.
+        Its text costs the kernel a walk of the page tables, 28 ms a GiB. What we
+        have put there ourselves is left out.
         """
-        return maps.mappings(self.pid, span)
+        ours = self._foothold.workspace if self._foothold else Span(0, 0)
+        found = maps.mappings(self.pid, span)
+        return [
+            dataclasses.replace(mapping, flags=mapping.flags - {"uw"})
+            if any((mapping.span & watched).pages for watched in self._watched)
+            else mapping
+            for mapping in found
+            if not (mapping.span & ours).pages
+        ]
 
     def count_mappings(self, span: Span = EVERYTHING) -> int:
         """Count the mappings that meet `span`."""
@@ -110,6 +121,17 @@ class OtherProcess:
     def stops(self) -> list[float]:
         """How long all threads were held, in seconds, each time."""
         return self._threads.stops
+
+    @contextlib.contextmanager
+    def watched(self, spans: Iterable[Span]) -> Iterator[WriteWatch]:
+        """Note in the block which pages are written to; see `WriteWatch`."""
+        watch = WriteWatch(self._established(), self.pagemap(), spans)
+        self._watched = watch.spans
+        try:
+            yield watch
+        finally:
+            watch.end()
+            self._watched = []
 
     @contextlib.contextmanager
     def protected(self, span: Span) -> Iterator[None]:
@@ -170,6 +192,28 @@ class OtherProcess:
             return [CHANGED] * len(exchanges)
         self._tidy(script.left_over)
         return verdicts
+
+    def privatise(self, span: Span, prot: int) -> None:
+        """Give `span` anonymous pages of its own that hold the same bytes.
+
+        Raises:
+            OSError: ENOMEM, EBUSY, and so on, with everything as it was.
+        """
+        for pause in _PAUSES:
+            with contextlib.suppress(BlockingIOError), self.protected(span):
+                return self._privatise(span, prot)
+            self._threads.settle(pause)
+        raise BlockingIOError(errno.EBUSY, BUSY)
+
+    def _privatise(self, span: Span, prot: int) -> None:
+        foothold = self._established()
+        home = There(foothold, everyone=True)
+        script = Script(home, -1, self._userfaultfd()[0], None)
+        script.copy(span, foothold.spare(span.size, span.start), prot)
+        (verdict,) = script.run()
+        self._tidy(script.left_over)
+        if verdict != DONE:
+            raise OSError(verdict, f"un-merging {span}: {os.strerror(verdict)}")
 
     def _tidy(self, spans: list[Span]) -> None:
         """Unmap what was to replace pages that turned out to be different."""

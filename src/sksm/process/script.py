@@ -43,10 +43,13 @@ class Script:
             self._calls.syscall("madvise", *where, libc.MADV_POPULATE_READ)
 
     def copy(self, span: Span, spare: int, prot: int) -> None:
-        """Copy `span` to `spare` and put that in its place."""
+        """Copy `span` to fresh pages at `spare`, and put those in its place."""
+        flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | self._home.fixed
+        rw = libc.PROT_READ | libc.PROT_WRITE
         with self._exclusive(span, set()):
+            self._build(spare, span.size, rw, flags, -1, 0)
             self._copy_pages(span.start, spare, np.array([[0, span.size]]))
-            if prot != libc.PROT_READ | libc.PROT_WRITE:
+            if prot != rw:
                 self._calls.syscall("mprotect", spare, span.size, prot)
             self._move(spare, span)
 
@@ -97,16 +100,18 @@ class Script:
         rw = libc.PROT_READ | libc.PROT_WRITE
         prot = item.prot if not item.own else rw | item.prot
         offset = slot * PAGE_SIZE
-        row = self._calls.syscall(
-            "mmap", at, item.span.size, prot, flags, self._pool, offset, want=at
-        )
-        self._built.append((row, Span(at, at + item.span.size)))
+        self._build(at, item.span.size, prot, flags, self._pool, offset)
         if item.own:
             self._copy_pages(item.span.start, at, np.array(item.own) * PAGE_SIZE)
         self._compare(item.span.start, at, item.span.size, compares)
         if prot != item.prot:
             self._calls.syscall("mprotect", at, item.span.size, item.prot)
         self._move(at, item.span)
+
+    def _build(self, at: int, size: int, *how: int) -> None:
+        """Map what will be moved into place; `how` is the rest of mmap's arguments."""
+        row = self._calls.syscall("mmap", at, size, *how, want=at)
+        self._built.append((row, Span(at, at + size)))
 
     def _clear(self, item: Exchange, compares: set[int]) -> None:
         start, size = item.span.start, item.span.size

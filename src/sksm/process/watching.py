@@ -2,11 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterable
 
-from sksm.linux import calls, userfaultfd
+from sksm.linux import calls, pagemap, userfaultfd
 from sksm.process.foothold import Foothold, There
+from sksm.spans import Span
+
+
+class WriteWatch:
+    """Notes which pages of a process are written to, at 0.7 us for each.
+
+    The process is not stopped for it. Memory that cannot be watched so (a file's
+    private mapping) is passed over, and counts as not written to.
+
+    Args:
+        foothold: in which process.
+        pagemap: an open /proc/PID/pagemap.
+        spans: mappings to watch.
+
+    Raises:
+        OSError: EINVAL before Linux 6.7; as `open_there`.
+    """
+
+    def __init__(
+        self, foothold: Foothold, pagemap_fd: int, spans: Iterable[Span]
+    ) -> None:
+        feature = userfaultfd.UFFD_FEATURE_WP_ASYNC
+        _, self._ours = open_there(foothold, feature)
+        self._pagemap = pagemap_fd
+        self.spans: list[Span] = []
+        for span in spans:
+            try:
+                userfaultfd.register(self._ours, span)
+            except OSError as error:
+                # Not such memory; another watches it; unmapped meanwhile.
+                if error.errno not in (errno.EINVAL, errno.EBUSY, errno.ENOMEM):
+                    raise
+                continue
+            self.spans.append(span)
+            pagemap.write_protect(pagemap_fd, span)
+
+    def written(self) -> list[Span]:
+        """List the runs of pages that were written to so far, ascending."""
+        return [
+            run for span in self.spans for run in pagemap.written(self._pagemap, span)
+        ]
+
+    def end(self) -> None:
+        """Watch no longer."""
+        for span in self.spans:
+            with contextlib.suppress(OSError):  # unmapped meanwhile
+                userfaultfd.unregister(self._ours, span)
+
 
 FORBIDDEN = "it may not create a userfaultfd (seccomp), so writers cannot be held off"
 
