@@ -52,27 +52,32 @@ class Watch:
                 del self.hot[space.pid]
         self.looks += 1
 
-    def run(self, seconds: float, tell: Callable[[float], None]) -> None:
-        """Look several times within `seconds`, at least once, at the end.
-
-        Takes half of one core at most, as it pauses for as long as a look took.
-
-        Args:
-            seconds: how long.
-            tell: hears after each look how many seconds more are over.
-        """
-        started = time.monotonic()
-        pause = seconds / MOST_LOOKS
-        while (left := started + seconds - time.monotonic()) > 0:
-            time.sleep(min(pause, left))
-            before = time.process_time()
-            self.look()
-            pause = max(pause, time.process_time() - before)
-            tell(left - (started + seconds - time.monotonic()))
-
     def cold(self) -> Estimate:
         """Give the estimate that counts no hot page as equal to another."""
         return self._estimate.apart(self.hot)
+
+
+def keep_looking(
+    watches: Sequence[Watch], seconds: float, tell: Callable[[float], None]
+) -> None:
+    """Look several times within `seconds`, at least once, at the end.
+
+    Takes half of one core at most, as it pauses for as long as a look took.
+
+    Args:
+        watches: what to look at.
+        seconds: how long.
+        tell: hears after each look how many seconds more are over.
+    """
+    started = time.monotonic()
+    pause = seconds / MOST_LOOKS
+    while (left := started + seconds - time.monotonic()) > 0:
+        time.sleep(min(pause, left))
+        before = time.process_time()
+        for watch in watches:
+            watch.look()
+        pause = max(pause, time.process_time() - before)
+        tell(left - (started + seconds - time.monotonic()))
 
 
 def _changed(space: AddressSpace, holding: Holding, seed: int) -> Flags:

@@ -138,6 +138,19 @@ def test_progress_shows_on_a_terminal_once_it_has_taken_a_while(monkeypatch, cap
         assert "\x1b[3" not in captured.err
 
 
+def test_processes_of_different_domains_are_not_compared(estimate, alike, monkeypatch):
+    """They will not be merged with each other."""
+    one, two = alike
+    pids = [one.pid, two.pid]
+    together = estimate(*pids)["total"]
+    alone = sum(estimate(pid)["total"]["duplicate_bytes"] for pid in pids)
+    monkeypatch.setattr(outlook.domain, "of", lambda pid: pid)
+    apart = estimate("--watch", 0.01, *pids[::-1])
+    assert [process["pid"] for process in apart["processes"]] == pids[::-1]
+    assert apart["total"]["duplicate_bytes"] == alone < together["duplicate_bytes"]
+    assert apart["total"]["hot_bytes"] is not None
+
+
 # -- processes that cannot be looked at
 
 
@@ -197,12 +210,12 @@ def test_process_that_ends_while_it_is_watched_is_named(sksm_here, alike, monkey
     """The others are told of all the same, and it counts no more."""
     one, two = alike
 
-    def end(watch, seconds, tell):
+    def end(watches, seconds, tell):
         os.kill(one.pid, signal.SIGKILL)
         one.process.process.wait()
-        watch.look()
+        watches[0].look()
 
-    monkeypatch.setattr(outlook.Watch, "run", end)
+    monkeypatch.setattr(outlook, "keep_looking", end)
     result = sksm_here("estimate", "--watch", "1", str(one.pid), str(two.pid))
     assert result.exit_code == 0
     assert result.stderr == f"sksm: process {one.pid} ended meanwhile\n"
@@ -226,14 +239,15 @@ def test_pages_that_are_written_to_are_hot(estimate, alike, monkeypatch):
     one, two = alike
     pids = [one.pid, two.pid]
 
-    def write(watch, seconds, tell):
+    def write(watches, seconds, tell):
+        (watch,) = watches
         one.ask("put", 1, 1000)
         watch.look()
         one.ask("put", 1, 1)  # as before: it was seen all the same
         one.ask("put", 16, 1001)
         watch.look()
 
-    monkeypatch.setattr(outlook.Watch, "run", write)
+    monkeypatch.setattr(outlook, "keep_looking", write)
     answer = estimate("--watch", 1, *pids)
     assert answer["watched_seconds"] == 1
     hot = [process["hot_bytes"] // PAGE_SIZE for process in answer["processes"]]

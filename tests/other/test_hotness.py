@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sksm.estimate import Estimate
-from sksm.hotness import Watch
+from sksm.hotness import Watch, keep_looking
 from sksm.process import pages_of, spans_of
 from sksm.spans import PAGE_SIZE, Span
 from tests.other.holder import Holder
@@ -74,11 +74,11 @@ def test_process_that_ended_is_left_out(watched):
     assert watch.looks == 2
 
 
-def test_run_looks_at_the_end_at_least(watched):
+def test_it_looks_at_the_end_at_least(watched):
     """However short the time, and tells it all."""
     _, _, watch = watched
     told = []
-    watch.run(0.05, told.append)
+    keep_looking([watch], 0.05, told.append)
     assert watch.looks >= 1
     assert sum(told) >= 0.05 - 1e-6
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import psutil
 
@@ -13,9 +13,9 @@ from sksm.commands import sharing
 from sksm.errors import ProcessGone, SksmError
 from sksm.estimate import Estimate, Figures
 from sksm.gain import Gain, gains
-from sksm.hotness import Watch
-from sksm.misaligned import Misaligned, find
-from sksm.process import guards, permission, runtimes
+from sksm.hotness import Watch, keep_looking
+from sksm.misaligned import find
+from sksm.process import domain, guards, permission, runtimes
 from sksm.process.other import OtherProcess
 from sksm.spans import PAGE_SIZE
 
@@ -58,7 +58,8 @@ class Outlook:
 
     total: Figures
     heat: Heat | None
-    misaligned: Misaligned
+    misaligned_bytes: int
+    misaligned_whole: bool  # else there may be more
     gains: list[Gain]  # without hot pages, if these are known
     processes: list[Finding]
     failures: list[Failure]
@@ -68,74 +69,95 @@ class Outlook:
 def survey(pids: Sequence[int], watch: float | None, step: Step) -> Outlook:
     """Read processes, watch them for so many seconds, and compare.
 
-    A process that cannot be looked at is a failure in the answer, and so is one that
-    ends meanwhile.
+    Only processes of one trust domain are compared with each other, as only these
+    may share. One that cannot be looked at is a failure in the answer, and so is one
+    that ends meanwhile.
     """
     started = time.monotonic()
-    estimate = Estimate()
     with contextlib.ExitStack() as scope:
-        spaces, failures = _read(estimate, pids, scope, step)
-        watched = _watch(estimate, spaces, watch, step) if watch and spaces else None
-        misaligned = find(estimate, {space.pid: space for space in spaces})
+        crews, failures = _read(pids, scope, step)
+        if watch and crews:
+            watches = [Watch(crew.estimate, crew.spaces) for crew in crews]
+            keep_looking(watches, watch, step("watching", watch))
+            for crew, watched in zip(crews, watches, strict=True):
+                crew.heats, crew.heat = _heats(watched)
+        places = [
+            find(crew.estimate, {space.pid: space for space in crew.spaces})
+            for crew in crews
+        ]
     failures += [
         Failure(space.pid, ProcessGone(f"process {space.pid} ended meanwhile"))
-        for space in spaces
-        if space.pid not in estimate.holdings
+        for crew in crews
+        for space in crew.spaces
+        if space.pid not in crew.estimate.holdings
     ]
-    heats, heat = _heats(watched) if watched else ({}, None)
-    total = estimate.total()
+    total = _sum(crew.estimate.total() for crew in crews)
+    heats = [crew.heat for crew in crews if crew.heat]
+    hot_bytes = sum(heat.hot_bytes for heat in heats)
+    heat = Heat(hot_bytes, _sum(heat.cold for heat in heats)) if heats else None
     processes = [
-        Finding(
-            pid,
-            _name(pid),
-            estimate.figures(pid),
-            heats.get(pid),
-            misaligned.bytes_of[pid],
-            _notes(pid),
-        )
-        for pid in estimate.holdings
+        _finding(crew, pid, found.bytes_of[pid])
+        for crew, found in zip(crews, places, strict=True)
+        for pid in crew.estimate.holdings
     ]
     return Outlook(
         total,
         heat,
-        misaligned,
+        sum(found.total_bytes for found in places),
+        all(found.whole for found in places),
         gains(heat.cold if heat else total, sharing.vma_cost()[0]),
-        processes,
+        sorted(processes, key=lambda finding: pids.index(finding.pid)),
         failures,
         time.monotonic() - started,
     )
 
 
+@dataclasses.dataclass(slots=True)
+class _Crew:
+    """Processes of one trust domain."""
+
+    estimate: Estimate = dataclasses.field(default_factory=Estimate)
+    spaces: list[OtherProcess] = dataclasses.field(default_factory=list)
+    heats: dict[int, Heat] = dataclasses.field(default_factory=dict)
+    heat: Heat | None = None
+
+
 def _read(
-    estimate: Estimate, pids: Sequence[int], scope: contextlib.ExitStack, step: Step
-) -> tuple[list[OtherProcess], list[Failure]]:
-    spaces: list[OtherProcess] = []
+    pids: Sequence[int], scope: contextlib.ExitStack, step: Step
+) -> tuple[list[_Crew], list[Failure]]:
+    crews: dict[domain.Domain, _Crew] = {}
     failures: list[Failure] = []
     for pid in pids:
         try:
             permission.require_memory(pid)
             space = scope.enter_context(OtherProcess(pid))
-            if not estimate.add(space, step(f"reading {pid}", _private_pages(pid))):
+            crew = crews.setdefault(domain.of(pid), _Crew())
+            tell = step(f"reading {pid}", _private_pages(pid))
+            if not crew.estimate.add(space, tell):
                 raise ProcessGone(f"process {pid} ended meanwhile")
-            spaces.append(space)
+            crew.spaces.append(space)
         except OSError as error:
             failures.append(Failure(pid, permission.explain(pid, error)))
         except SksmError as error:
             failures.append(Failure(pid, error))
-    return spaces, failures
+    return [crew for crew in crews.values() if crew.spaces], failures
+
+
+def _sum(parts: Iterable[Figures]) -> Figures:
+    total = Figures()
+    for part in parts:
+        total += part
+    return total
+
+
+def _finding(crew: _Crew, pid: int, misaligned_bytes: int) -> Finding:
+    figures, heat = crew.estimate.figures(pid), crew.heats.get(pid)
+    return Finding(pid, _name(pid), figures, heat, misaligned_bytes, _notes(pid))
 
 
 def _private_pages(pid: int) -> int:
     kib = guards.status_of(pid).get("RssAnon", "0 kB").split()[0]
     return int(kib) * 1024 // PAGE_SIZE
-
-
-def _watch(
-    estimate: Estimate, spaces: Sequence[OtherProcess], seconds: float, step: Step
-) -> Watch:
-    watch = Watch(estimate, spaces)
-    watch.run(seconds, step("watching", seconds))
-    return watch
 
 
 def _heats(watched: Watch) -> tuple[dict[int, Heat], Heat]:

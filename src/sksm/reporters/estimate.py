@@ -62,7 +62,7 @@ def emit(found: Outlook, watched: float | None) -> None:
         watched_seconds=watched,
         total={
             **_flat(found.total, found.heat),
-            "misaligned_bytes": found.misaligned.total_bytes,
+            "misaligned_bytes": found.misaligned_bytes,
         },
         engines=[
             {**dataclasses.asdict(gain), "net_bytes": gain.net_bytes}
@@ -158,8 +158,8 @@ def _show_rest(console: Console, found: Outlook) -> None:
         )
     if total.huge_bytes:
         lines.append(f"Huge pages that would be split: {size(total.huge_bytes)}.")
-    if (nbytes := found.misaligned.total_bytes) >= _HINT_BYTES:
-        more = "" if found.misaligned.whole else " at least"
+    if (nbytes := found.misaligned_bytes) >= _HINT_BYTES:
+        more = "" if found.misaligned_whole else " at least"
         lines.append(
             f"Equal, but at another place within the page: {size(nbytes)}{more}. "
             "sksm.empty gives arrays that begin on a page."
