@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +22,9 @@ from sksm.linux import libc, maps
 from sksm.linux.maps import Mapping
 from sksm.pages import is_pool, why_not
 from sksm.pipeline import merge_all
-from sksm.process import domain, guards, permission, runtimes
+from sksm.process import EXCHANGE_PAGES, domain, guards, permission, runtimes
 from sksm.process.domain import Domain
-from sksm.process.other import EXCHANGE_PAGES, OtherProcess
+from sksm.process.other import OtherProcess
 from sksm.process.watching import WriteWatch
 from sksm.report import MergeReport
 from sksm.spans import PAGE_SIZE, Span, groups
@@ -56,6 +57,11 @@ class Outcome:
     error: SksmError | None = None
     pss_before: int = 0
     pss_after: int = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was left alone, or given up."""
+        return bool(self.refusal or self.error)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,12 +102,15 @@ def _failures_of(outcome: Outcome) -> Iterator[None]:
         yield
     except SksmError as error:
         outcome.error = error
-    except (BlockingIOError, NotImplementedError) as error:
+    except BlockingIOError as error:
         outcome.error = SksmError(f"process {outcome.pid}: {error}")
     except ConnectionError:
         raise
     except OSError as error:
-        outcome.error = permission.explain(outcome.pid, error)
+        if error.errno == errno.EOPNOTSUPP:  # what it is, or may do, forbids it
+            outcome.refusal = error.strerror or ""
+        else:
+            outcome.error = permission.explain(outcome.pid, error)
 
 
 @contextlib.contextmanager
@@ -178,7 +187,7 @@ class _Crew:
                     if mapping.prot & libc.PROT_WRITE and not why_not(mapping)
                 ]
                 watches[pid] = scope.enter_context(space.watched(spans))
-            if self._outcomes[pid].error:
+            if self._outcomes[pid].failed:
                 del self._spaces[pid]
         return watches
 

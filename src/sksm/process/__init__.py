@@ -14,9 +14,10 @@ import numpy.typing as npt
 from sksm.linux.maps import Mapping
 from sksm.spans import PAGE_SIZE, Span
 
-# The most pages one exchange should have: 4 MiB fit the caches, and a writer to
-# them waits no longer than they take.
-EXCHANGE_PAGES = 1024
+# The most pages one exchange should have: 2 MiB fit the caches and one page table,
+# and who waits to write to them, or is stopped meanwhile, waits no longer than they
+# take.
+EXCHANGE_PAGES = 512
 
 # What `AddressSpace.exchange` says of one exchange besides an errno.
 DONE, CHANGED = 0, -1

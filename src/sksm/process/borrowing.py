@@ -38,10 +38,11 @@ class Thread:
         code: where the stub lies.
 
     Raises:
-        OSError: ENOTSUP if it runs 32-bit code.
+        OSError: ENOTSUP if it runs 32-bit code, or may not do what is to be done.
     """
 
     def __init__(self, threads: Threads, tid: int, code: int) -> None:
+        threads.filters.require_harmless(tid)
         self._threads, self._tid, self._code = threads, tid, code
         self._found = ptrace.registers(tid)
         self._mask = ptrace.signal_mask(tid)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sksm.linux import calls, libc, maps, userfaultfd
-from sksm.process import BUSY, CHANGED, DONE, Exchange, guards
+from sksm.process import BUSY, CHANGED, DONE, EXCHANGE_PAGES, Exchange, guards
 from sksm.process.allowance import Allowance
 from sksm.process.foothold import Foothold, There
 from sksm.process.reading import read_unpinned
@@ -21,7 +21,6 @@ from sksm.process.stopping import Threads
 from sksm.process.watching import WriteWatch, open_there
 from sksm.spans import PAGE_SIZE, Span
 
-EXCHANGE_PAGES = 512  # as much as all threads may be held for
 _MOST_AT_ONCE = 64  # exchanges in one stop
 _PAUSES = (0.001, 0.01, 0.1)  # seconds before stopping it again, if it would not
 _SETTLING_SECONDS = 5.0

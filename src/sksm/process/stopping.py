@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import psutil
 
 from sksm.linux import ptrace
 from sksm.process import BUSY
+from sksm.process.filters import Filters
 
 # How long threads may take to stop. One in uninterruptible sleep (a disk, vfork)
 # takes its time, and the others must not wait for it.
@@ -30,6 +32,7 @@ class Threads:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.filters = Filters(pid)
         self.stops: list[float] = []  # seconds, each stop of all threads
         self.kernel_workers = False  # some cannot be stopped, and write as we look
         self._child = _parent(pid) == os.getpid()
@@ -101,7 +104,11 @@ class Threads:
         deadline = time.monotonic() + patience_s
         spins = 0
         while True:
-            status = ptrace.wait(tid, reap=not self._child or tid != self.pid)
+            try:
+                status = ptrace.wait(tid, reap=not self._child or tid != self.pid)
+            except ChildProcessError:
+                self._follow(tid)
+                return False
             if status is None:
                 if time.monotonic() > deadline:
                     raise BlockingIOError(errno.EBUSY, BUSY)
@@ -124,16 +131,23 @@ class Threads:
 
     def _seize(self, tid: int) -> bool:
         """Attach to a thread; whether it is one to be stopped."""
-        try:
-            ptrace.seize(tid)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            state, flags = _state(self.pid, tid)
-            if state not in "ZX" and not flags & _KERNEL_WORKER:
-                raise
-            self.kernel_workers |= bool(flags & _KERNEL_WORKER)
-            return False
+        for last in (
+            False,
+            True,
+        ):  # execve may put one that lives in a dead one's place
+            try:
+                ptrace.seize(tid)
+            except ProcessLookupError:
+                return False
+            except PermissionError:
+                state, flags = _state(self.pid, tid)
+                if state in "ZX" or flags & _KERNEL_WORKER:
+                    self.kernel_workers |= bool(flags & _KERNEL_WORKER)
+                    return False
+                if last:
+                    raise
+            else:
+                break
         self._late.append(tid)
         return True
 
@@ -159,11 +173,23 @@ class Threads:
         self.settle(0.0)
 
     def _drop(self, tid: int) -> None:
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        try:
             ptrace.interrupt(tid)
             if self.await_stop(tid):
                 ptrace.detach(tid)
+        except ProcessLookupError:
+            self._follow(tid)
         self._late.remove(tid)
+
+    def _follow(self, tid: int) -> None:
+        """Look after a thread that vanished: it may go by another number now.
+
+        Execve gives the main thread's number to whichever thread calls it, and we
+        trace that one still (ptrace(2), "execve(2) under ptrace").
+        """
+        known = tid == self.pid or self.pid in self._late
+        if not known and _tracer(self.pid) == threading.get_native_id():
+            self._late.append(self.pid)
 
 
 def _gone() -> ProcessLookupError:
@@ -178,6 +204,15 @@ def _state(pid: int, tid: int) -> tuple[str, int]:
         return "X", 0
     fields = text[text.rindex(")") + 2 :].split()
     return fields[0], int(fields[6])
+
+
+def _tracer(pid: int) -> int:
+    """Say which thread traces a process's main thread; 0 if none."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("TracerPid:"):
+                return int(line.split()[1])
+    return 0
 
 
 def _parent(pid: int) -> int:
