@@ -40,6 +40,7 @@ _FIRST_SPARE = 1 << 30  # from the workspace to addresses for what is under way
 _HUGE = 2 << 20
 # How long the stub waits for us at the end of a table. We may have been stopped.
 _PATIENCE = struct.pack("@ll", 2, 0)
+_AT_SYSINFO_EHDR = 33  # include/uapi/linux/auxvec.h
 _TRIES = 20  # against signals that come first
 _STEADY = "signals keep coming"
 
@@ -54,9 +55,9 @@ class Foothold:
     def __init__(self, threads: Threads) -> None:
         self.pid = threads.pid
         self.threads = threads
-        vdso = _vdso(threads.pid)
-        at, self._before = stub.find(read_bytes(self.pid, vdso.start, vdso.size))
-        self._code = vdso.start + at
+        self._vdso = _vdso(threads.pid)
+        at, self._before = self._found = self._find()
+        self._code = self._vdso.start + at
         self._hole = _largest_hole(threads.pid)
         size = _IMAGE_BYTES + STAGE_BYTES + calls.ZEROS_BYTES
         self.workspace = Span(self._hole.start, self._hole.start + size)
@@ -66,6 +67,16 @@ class Foothold:
         self._line: socket.socket | None = None
         self._far_end = -1  # of the line, a descriptor of the process
         self._lent: dict[int, int] = {}  # descriptors of the process, and ours
+
+    def _find(self) -> tuple[int, stub.Owner | None]:
+        return stub.find(self._read(self._vdso.start, self._vdso.size))
+
+    def _read(self, address: int, size: int) -> bytes:
+        """Read bytes that are there as long as it executes the same program."""
+        try:
+            return read_bytes(self.pid, address, size)
+        except OSError as error:
+            raise _another_program() from error
 
     # -- coming and going
 
@@ -88,9 +99,12 @@ class Foothold:
         raise BlockingIOError(errno.EBUSY, _STEADY)
 
     def _install(self, held: list[int]) -> None:
+        if _vdso_address(self.pid) != self._vdso.start or self._find() != self._found:
+            raise _another_program()
         inside = range(self._code, self._code + len(stub.CODE))
         if any(ptrace.registers(tid).rip in inside for tid in held):
             raise BlockingIOError(errno.EBUSY, "what was begun there is not at its end")
+        self.threads.filters.require_harmless(held[0])
         me = stub.Owner(os.getpid(), _born(os.getpid()), self.workspace.start)
         ptrace.poke(held[0], self._code, stub.image(me))
         with Thread(self.threads, held[0], self._code).calling() as thread:
@@ -153,15 +167,15 @@ class Foothold:
             ProcessLookupError: it executes another program now.
             OSError: EBADF if it has closed descriptors that it did not open.
         """
-        try:
-            code = read_bytes(self.pid, self._code, len(stub.CODE))
-        except OSError:
-            code = b""
-        if code != stub.CODE:
-            raise ProcessLookupError(errno.ESRCH, "it executes another program now")
+        self._verify_program()
         for theirs, ours in self._lent.items():
             if not ptrace.same_file(self.pid, theirs, ours):
+                self._verify_program()
                 raise OSError(errno.EBADF, "it closed descriptors it did not open")
+
+    def _verify_program(self) -> None:
+        if self._read(self._code, len(stub.CODE)) != stub.CODE:
+            raise _another_program()
 
     # -- descriptors
 
@@ -170,6 +184,9 @@ class Foothold:
         process = os.pidfd_open(self.pid)
         try:
             return libc.syscall(libc.SYS["pidfd_getfd"], process, fd, 0)
+        except OSError:
+            self._verify_program()
+            raise
         finally:
             os.close(process)
 
@@ -195,7 +212,7 @@ class Foothold:
         if not done.met[0]:
             code = -int(done.results[0])
             raise OSError(code, f"passing a descriptor: {os.strerror(code)}")
-        received = read_bytes(self.pid, into, len(control))
+        received = self._read(into, len(control))
         if struct.unpack_from("<Q", received)[0] < socket.CMSG_LEN(4):
             raise OSError(errno.EMFILE, "its table of open files is full")
         (number,) = struct.unpack_from("<i", received, socket.CMSG_LEN(0))
@@ -253,7 +270,10 @@ class Foothold:
         if len(data) > _IMAGE_BYTES - _CONTROL_BYTES:
             raise OSError(errno.E2BIG, f"a call list of {len(data)} bytes")
         self._verify()
-        write_bytes(self.pid, self.image_start, data)
+        try:
+            write_bytes(self.pid, self.image_start, data)
+        except OSError as error:
+            raise _another_program() from error
         stop = self.threads.all_stopped if everyone else self.threads.one_stopped
         for _ in range(_TRIES):
             with contextlib.suppress(Interrupted), _undisturbed():
@@ -266,7 +286,7 @@ class Foothold:
                 break
         else:
             raise BlockingIOError(errno.EBUSY, _STEADY)
-        done = read_bytes(self.pid, table, words.nbytes)
+        done = self._read(table, words.nbytes)
         results = np.frombuffer(done, np.int64).reshape(-1, 10)[:, calls.RESULT]
         rows[:, calls.RESULT] = results[1 : 1 + len(rows)]
 
@@ -352,7 +372,23 @@ def _vdso(pid: int) -> Span:
     for mapping in maps.every_mapping(pid):
         if mapping.path == "[vdso]":
             return mapping.span
+    if _vdso_address(pid):
+        raise _another_program()
     raise OSError(errno.ENOEXEC, "it has no vdso")
+
+
+def _vdso_address(pid: int) -> int:
+    """Read where the vdso of the program begins that runs just now; 0 if it ended."""
+    try:
+        auxv = Path(f"/proc/{pid}/auxv").read_bytes()
+    except OSError:
+        return 0
+    words: dict[int, int] = dict(struct.iter_unpack("<QQ", auxv))
+    return words.get(_AT_SYSINFO_EHDR, 0)
+
+
+def _another_program() -> ProcessLookupError:
+    return ProcessLookupError(errno.ESRCH, "it executes another program now")
 
 
 def _born(pid: int) -> int:

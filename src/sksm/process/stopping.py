@@ -19,6 +19,7 @@ from sksm.process.filters import Filters
 # How long threads may take to stop. One in uninterruptible sleep (a disk, vfork)
 # takes its time, and the others must not wait for it.
 PATIENCE_SECONDS = 0.02
+_SETTLING_SECONDS = 5.0
 _SPINS = 200  # looks without a pause between: a thread that can stops in 20 us
 _KERNEL_WORKER = 0x4010  # PF_USER_WORKER (vhost) and PF_IO_WORKER (io_uring)
 
@@ -35,6 +36,7 @@ class Threads:
         self.filters = Filters(pid)
         self.stops: list[float] = []  # seconds, each stop of all threads
         self.kernel_workers = False  # some cannot be stopped, and write as we look
+        self._mem: int | None = None
         self._child = _parent(pid) == os.getpid()
         self._held: list[int] = []
         self._late: list[int] = []  # asked to stop, and have not yet
@@ -91,6 +93,25 @@ class Threads:
                     self._drop(tid)
             if time.monotonic() >= deadline:
                 break
+
+    def write(self, tid: int, address: int, data: bytes) -> None:
+        """Write whole words, by way of a held thread, into memory it may not write.
+
+        One call where the kernel lets /proc/PID/mem do so, else one a word.
+        """
+        with contextlib.suppress(OSError):
+            if self._mem is None:
+                self._mem = os.open(f"/proc/{self.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+            if os.pwrite(self._mem, data, address) == len(data):
+                return
+        ptrace.poke(tid, address, data)
+
+    def close(self) -> None:
+        """Let go of everything that is still held."""
+        self.settle(_SETTLING_SECONDS)
+        if self._mem is not None:
+            os.close(self._mem)
+            self._mem = None
 
     def await_stop(self, tid: int, patience_s: float = PATIENCE_SECONDS) -> bool:
         """Wait until a thread that was interrupted is held; whether it is alive.
