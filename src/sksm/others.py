@@ -22,19 +22,22 @@ from sksm.linux import libc, maps
 from sksm.linux.maps import Mapping
 from sksm.pages import is_pool, why_not
 from sksm.pipeline import merge_all
-from sksm.process import EXCHANGE_PAGES, domain, guards, permission, runtimes
+from sksm.process import (
+    EXCHANGE_PAGES,
+    domain,
+    guards,
+    permission,
+    runtimes,
+    status,
+)
 from sksm.process.domain import Domain
 from sksm.process.other import OtherProcess
 from sksm.process.watching import WriteWatch
-from sksm.report import MergeReport
+from sksm.report import MergeReport, Step
 from sksm.spans import PAGE_SIZE, Span, groups
 from sksm.store import Store
 from sksm.store.local import LocalStore
 from sksm.twins import Flags
-
-# Starts a step: what it is called, and how much there is to do. Gives what moves
-# it on by so much.
-Step = Callable[[str, float], Callable[[float], None]]
 
 WATCH_SECONDS = 5.0  # at most, unless told otherwise
 _LOOK_SECONDS = 0.15  # from one look to the next which pages were written to
@@ -75,7 +78,7 @@ class Wishes:
 
 def merge(pids: Sequence[int], wishes: Wishes, step: Step) -> list[Outcome]:
     """Merge what processes hold twice, each with others of its domain."""
-    outcomes = {pid: Outcome(pid, _name(pid)) for pid in pids}
+    outcomes = {pid: Outcome(pid, status.name(pid)) for pid in pids}
     domains: dict[Domain, list[int]] = {}
     for pid, outcome in outcomes.items():
         with _failures_of(outcome):
@@ -161,7 +164,7 @@ class _Crew:
             started = time.monotonic()
             for pid, space in list(self._spaces.items()):
                 with _failures_of(self._outcomes[pid]):
-                    tell = self._step(f"reading {pid}", _private_pages(pid))
+                    tell = self._step(f"reading {pid}", status.private_pages(pid))
                     if not estimate.add(space, tell):
                         raise ProcessGone(f"process {pid} ended meanwhile")
             for pid in set(self._spaces) - set(estimate.holdings):
@@ -236,7 +239,7 @@ def unmerge(pids: Sequence[int], step: Step) -> list[Outcome]:
     Raises:
         SksmError: there is not enough memory, and nothing was done.
     """
-    outcomes = [Outcome(pid, _name(pid)) for pid in pids]
+    outcomes = [Outcome(pid, status.name(pid)) for pid in pids]
     shared: dict[int, list[Mapping]] = {}
     for outcome in outcomes:
         with _failures_of(outcome):
@@ -300,14 +303,3 @@ def _flags(numbers: npt.NDArray[np.int64], spans: list[Span]) -> Flags:
         )
         flags[first:stop] = True
     return flags
-
-
-def _private_pages(pid: int) -> int:
-    kib = guards.status_of(pid).get("RssAnon", "0 kB").split()[0]
-    return int(kib) * 1024 // PAGE_SIZE
-
-
-def _name(pid: int) -> str:
-    with contextlib.suppress(psutil.Error):
-        return psutil.Process(pid).name()
-    return "?"

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from sksm.spans import PAGE_SIZE
+
+# Starts a step of something longer: what it is called, and how much there is to do.
+# Gives what moves it on by so much.
+Step = Callable[[str, float], Callable[[float], None]]
 
 OUTCOMES = ("merged", "zero", "stored", "already", "unique", "changed", "refused")
 

@@ -9,7 +9,7 @@ import pytest
 from sksm.commands import outlook
 from sksm.errors import NotPermitted, ProcessGone, Unsupported
 from sksm.process import permission
-from sksm.reporters import estimate as reporter
+from sksm.reporters import progress
 from sksm.spans import PAGE_SIZE
 from tests.conftest import poll
 from tests.other.holder import Holder
@@ -129,8 +129,8 @@ def test_progress_shows_on_a_terminal_once_it_has_taken_a_while(monkeypatch, cap
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     for after, shown in ((1000, False), (0, True)):
-        monkeypatch.setattr(reporter, "_SHOWN_AFTER_SECONDS", after)
-        with reporter.progress() as step:
+        monkeypatch.setattr(progress, "_SHOWN_AFTER_SECONDS", after)
+        with progress.progress() as step:
             step("reading 7", 10)(5)
         captured = capsys.readouterr()
         assert captured.out == ""

@@ -9,13 +9,13 @@ import pytest
 
 from sksm.errors import NotPermitted, ProcessGone, SksmError, Unsupported
 from sksm.linux import libc
-from sksm.process import guards, permission
+from sksm.process import permission, status
 from sksm.process.other import EVERYTHING, OtherProcess
 
 DENIED = PermissionError(errno.EACCES, "Permission denied")
 
 
-def status(**changes):
+def fields(**changes):
     usual = {"Uid": "7\t7\t7\t7", "Gid": "8\t8\t8\t8", "NSpid": "5", "CapPrm": "0"}
     return {"Tgid": "5", "State": "S (sleeping)", **usual, "CapEff": "0", **changes}
 
@@ -25,10 +25,10 @@ def pretend(monkeypatch, tmp_path):
     """Give `pretend(theirs, ours, yama)`: /proc as it would be."""
 
     def prepare(theirs=None, ours=None, yama=None, owner=7):
-        def status_of(pid):
-            return status(**((ours if pid == os.getpid() else theirs) or {}))
+        def read(pid):
+            return fields(**((ours if pid == os.getpid() else theirs) or {}))
 
-        monkeypatch.setattr(guards, "status_of", status_of)
+        monkeypatch.setattr(status, "read", read)
         monkeypatch.setattr(permission, "YAMA", tmp_path / "ptrace_scope")
         if yama is not None:
             permission.YAMA.write_text(f"{yama}\n")

@@ -30,8 +30,9 @@ def command(pids: tuple[int, ...], watch: float | None, as_json: bool) -> None:
     """
     from sksm.commands import outlook  # noqa: PLC0415
     from sksm.reporters import estimate as reporter  # noqa: PLC0415
+    from sksm.reporters.progress import progress  # noqa: PLC0415
 
-    with reporter.progress() as step:
+    with progress() as step:
         found = outlook.survey(list(dict.fromkeys(pids)), watch, step)
     errors = [failure.error for failure in found.failures]
     if not found.processes:

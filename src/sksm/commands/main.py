@@ -16,7 +16,14 @@ import click
 from sksm.commands import options
 from sksm.errors import NotPermitted, SksmError
 
-_COMMANDS = ("demo", "estimate", "merge", "unmerge", "stat", "doctor")  # in the order of their help
+_COMMANDS = (
+    "demo",
+    "estimate",
+    "merge",
+    "unmerge",
+    "stat",
+    "doctor",
+)  # in the order of their help
 
 
 class Program(click.Group):

@@ -44,7 +44,7 @@ def command(
     """
     from sksm import others  # noqa: PLC0415
     from sksm.reporters import merge as reporter  # noqa: PLC0415
-    from sksm.reporters.estimate import progress  # noqa: PLC0415
+    from sksm.reporters.progress import progress  # noqa: PLC0415
 
     wishes = others.Wishes(
         watch_seconds=others.WATCH_SECONDS if watch is None else watch,

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
-
-import psutil
+from collections.abc import Iterable, Sequence
 
 from sksm.commands import sharing
 from sksm.errors import ProcessGone, SksmError
@@ -15,13 +13,10 @@ from sksm.estimate import Estimate, Figures
 from sksm.gain import Gain, gains
 from sksm.hotness import Watch, keep_looking
 from sksm.misaligned import find
-from sksm.process import domain, guards, permission, runtimes
+from sksm.process import domain, guards, permission, runtimes, status
 from sksm.process.other import OtherProcess
+from sksm.report import Step
 from sksm.spans import PAGE_SIZE
-
-# Starts a step: what it is called, and how much there is to do. Gives what moves
-# it on by so much.
-Step = Callable[[str, float], Callable[[float], None]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -132,7 +127,7 @@ def _read(
             permission.require_memory(pid)
             space = scope.enter_context(OtherProcess(pid))
             crew = crews.setdefault(domain.of(pid), _Crew())
-            tell = step(f"reading {pid}", _private_pages(pid))
+            tell = step(f"reading {pid}", status.private_pages(pid))
             if not crew.estimate.add(space, tell):
                 raise ProcessGone(f"process {pid} ended meanwhile")
             crew.spaces.append(space)
@@ -152,12 +147,7 @@ def _sum(parts: Iterable[Figures]) -> Figures:
 
 def _finding(crew: _Crew, pid: int, misaligned_bytes: int) -> Finding:
     figures, heat = crew.estimate.figures(pid), crew.heats.get(pid)
-    return Finding(pid, _name(pid), figures, heat, misaligned_bytes, _notes(pid))
-
-
-def _private_pages(pid: int) -> int:
-    kib = guards.status_of(pid).get("RssAnon", "0 kB").split()[0]
-    return int(kib) * 1024 // PAGE_SIZE
+    return Finding(pid, status.name(pid), figures, heat, misaligned_bytes, _notes(pid))
 
 
 def _heats(watched: Watch) -> tuple[dict[int, Heat], Heat]:
@@ -176,9 +166,3 @@ def _notes(pid: int) -> list[str]:
         if reason := runtimes.doubt(pid):
             return [f"the engine pool would refuse it: {reason}"]
     return []
-
-
-def _name(pid: int) -> str:
-    with contextlib.suppress(psutil.Error):
-        return psutil.Process(pid).name()
-    return "?"

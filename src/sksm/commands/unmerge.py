@@ -18,7 +18,7 @@ def command(pids: tuple[int, ...], as_json: bool) -> None:
     """
     from sksm import others  # noqa: PLC0415
     from sksm.reporters import merge as reporter  # noqa: PLC0415
-    from sksm.reporters.estimate import progress  # noqa: PLC0415
+    from sksm.reporters.progress import progress  # noqa: PLC0415
 
     with progress() as step:
         outcomes = others.unmerge(list(dict.fromkeys(pids)), step)

@@ -50,7 +50,7 @@ class Thread:
             raise OSError(errno.ENOTSUP, "it runs 32-bit code")
         _leave_critical_section(threads.pid, tid, self._found)
         frame = stub.frame(self._found, self._mask)
-        ptrace.poke(tid, code + len(stub.CODE), frame)
+        threads.write(tid, code + len(stub.CODE), frame)
 
     def block_signals(self) -> None:
         """Have the thread block all signals; the stub's end unblocks them."""

@@ -6,7 +6,7 @@ import dataclasses
 import os
 
 from sksm.errors import Unsupported
-from sksm.process import guards
+from sksm.process import status
 
 _GUARDED = "-guarded"
 
@@ -50,7 +50,7 @@ def of(pid: int) -> Domain:
         Unsupported: to none: it runs under several user ids.
         OSError: ENOENT if there is no such process.
     """
-    uids = set(guards.status_of(pid)["Uid"].split())
+    uids = set(status.read(pid)["Uid"].split())
     if len(uids) != 1:
         listed = ", ".join(sorted(uids))
         raise Unsupported(f"process {pid} runs under several user ids ({listed})")

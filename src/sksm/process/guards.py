@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from sksm.process import status
+
 PINNED = "a device or io_uring holds memory of this process pinned (VmPin)"
 
 OURS = "it is this process, or one above it: they would wait for each other"
@@ -112,31 +114,24 @@ def held_by(names: Iterable[str], holders: dict[str, str] = _HOLDERS) -> str | N
 
 
 def _objection_by_status(pid: int) -> str | None:
-    status = status_of(pid)
-    tracer = int(status["TracerPid"])
+    found = status.read(pid)
+    tracer = int(found["TracerPid"])
     objections = (
-        (OURS, int(status["Tgid"]) in _above_us()),
-        (ENDED, status["State"].startswith(("Z", "X"))),
-        (NO_MEMORY, "VmSize" not in status),
+        (OURS, int(found["Tgid"]) in _above_us()),
+        (ENDED, found["State"].startswith(("Z", "X"))),
+        (NO_MEMORY, "VmSize" not in found),
         (_traced(tracer) if tracer else "", tracer),
-        (STRICT, status.get("Seccomp") == "1"),  # SECCOMP_MODE_STRICT
-        (PINNED, int(status.get("VmPin", "0").split()[0])),
+        (STRICT, found.get("Seccomp") == "1"),  # SECCOMP_MODE_STRICT
+        (PINNED, int(found.get("VmPin", "0").split()[0])),
     )
     return next((why for why, holds in objections if holds), None)
-
-
-def status_of(pid: int) -> dict[str, str]:
-    """Read /proc/PID/status, which everybody may: each field as text."""
-    text = Path(f"/proc/{pid}/status").read_text(errors="replace")
-    fields = (line.partition(":") for line in text.splitlines())
-    return {name: value.strip() for name, _, value in fields}
 
 
 def _above_us() -> list[int]:
     """List this process, its parent and so on."""
     above = [os.getpid()]
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended just now
-        while parent := int(status_of(above[-1])["PPid"]):
+        while parent := int(status.read(above[-1])["PPid"]):
             above.append(parent)
     return above
 

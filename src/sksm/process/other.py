@@ -23,7 +23,6 @@ from sksm.spans import PAGE_SIZE, Span
 
 _MOST_AT_ONCE = 64  # exchanges in one stop
 _PAUSES = (0.001, 0.01, 0.1)  # seconds before stopping it again, if it would not
-_SETTLING_SECONDS = 5.0
 UNPROTECTED = "it may be written to meanwhile (a file's private mapping)"
 EVERYTHING = Span(0, 1 << 56)  # as far as five levels of page tables reach
 
@@ -63,7 +62,7 @@ class OtherProcess:
         if self._foothold:
             with contextlib.suppress(OSError):  # it ended, or cannot be stopped now
                 self._foothold.leave()
-        self._threads.settle(_SETTLING_SECONDS)
+        self._threads.close()
         for fd in self._tables.values():
             os.close(fd)
         self._tables.clear()

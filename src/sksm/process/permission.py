@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from sksm.errors import NotPermitted, ProcessGone, SksmError, Unsupported
-from sksm.process import guards
+from sksm.process import guards, status
 
 YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 CAP_SYS_PTRACE = 19  # linux/capability.h
@@ -35,14 +35,14 @@ def require_memory(pid: int) -> None:
         NotPermitted: /proc hides it.
     """
     try:
-        status = guards.status_of(pid)
+        found = status.read(pid)
     except OSError as error:
         raise explain(pid, error) from error
-    if status["State"].startswith(("Z", "X")):
+    if found["State"].startswith(("Z", "X")):
         raise ProcessGone(f"process {pid}: {guards.ENDED}")
-    if status["Tgid"] != str(pid):
-        raise Unsupported(f"{pid} is a thread of process {status['Tgid']}: name that")
-    if "VmSize" not in status:
+    if found["Tgid"] != str(pid):
+        raise Unsupported(f"{pid} is a thread of process {found['Tgid']}: name that")
+    if "VmSize" not in found:
         raise Unsupported(f"process {pid}: {guards.NO_MEMORY}")
 
 
@@ -74,7 +74,7 @@ def _hidden(pid: int) -> bool:
 
 
 def _denial(pid: int) -> str:
-    theirs, ours = guards.status_of(pid), guards.status_of(os.getpid())
+    theirs, ours = status.read(pid), status.read(os.getpid())
     scope = 0
     with contextlib.suppress(OSError, ValueError):
         scope = int(YAMA.read_text())

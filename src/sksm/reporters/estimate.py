@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sksm import pages
 from sksm.reporters import json, words
 from sksm.reporters.words import size
 
 if TYPE_CHECKING:
-    from sksm.commands.outlook import Heat, Outlook, Step
+    from sksm.commands.outlook import Heat, Outlook
     from sksm.estimate import Figures
 
 _MOST_PROCESSES = 20
@@ -25,33 +21,6 @@ _SHOWN_AFTER_SECONDS = 1.0
 _HINT_BYTES = 1 << 20  # of arrays that begin at other places within their pages
 # Not worth a line: they are shared already, or a page for each mapping.
 _USUAL = (pages.UNWRITTEN_FILE, pages.LAST_PAGE)
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Step]:
-    """Show steps on stderr, if that is a terminal, once they have taken a second."""
-    console = Console(stderr=True)
-    columns = BarColumn(24), TextColumn("{task.description}"), TimeElapsedColumn()
-    bar = Progress(*columns, console=console, transient=True)
-    begun = time.monotonic()
-
-    def step(what: str, amount: float) -> Callable[[float], None]:
-        for done in bar.task_ids:
-            bar.remove_task(done)
-        task = bar.add_task(what, total=amount)
-
-        def tell(more: float) -> None:
-            bar.advance(task, more)
-            if console.is_terminal and time.monotonic() - begun > _SHOWN_AFTER_SECONDS:
-                bar.start()
-
-        return tell
-
-    try:
-        yield step
-    finally:
-        if bar.live.is_started:
-            bar.stop()
 
 
 def emit(found: Outlook, watched: float | None) -> None:
