@@ -50,7 +50,9 @@ def against_floor(
     ]
 
 
-def rate(name: str, label: str, size: int, seconds: list[float]) -> Measure:
+def rate(
+    name: str, label: str, size: int, seconds: list[float], goal: Goal | None = None
+) -> Measure:
     """Turn times into bytes per second."""
     values = [size / second for second in seconds]
-    return Measure(f"{name}_bytes_per_second", label, values)
+    return Measure(f"{name}_bytes_per_second", label, values, goal)

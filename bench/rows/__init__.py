@@ -6,6 +6,7 @@ ROWS = {
     "huge_pages": "Second copy, huge pages",
     "first_copy": "First copy",
     "scattered": "Every tenth page different",
+    "other_process": "Second copy, another process",
     "one_page": "One page a call",
     "one_page_1gib": "One page, beside 1 GiB",
     "second_merge": "Merging what is merged",
