@@ -112,10 +112,23 @@ class Target:
         """Say how many descriptors it has."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
-    def mappings(self):
-        """Say how many mappings it has."""
+    def links(self):
+        """Name what its descriptors refer to."""
+        found = []
+        for fd in os.listdir(f"/proc/{self.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(os.readlink(f"/proc/{self.pid}/fd/{fd}"))
+        return found
+
+    def maps(self):
+        """List its mappings: span, and the name of the file."""
+        found = []
         with open(f"/proc/{self.pid}/maps") as lines:
-            return sum(1 for _ in lines)
+            for line in lines:
+                where, _, _, _, _, *name = line.split()
+                start, stop = (int(word, 16) for word in where.split("-"))
+                found.append((Span(start, stop), " ".join(name)))
+        return found
 
     def end(self, seconds=60.0):
         """Tell it to end and give its exit status."""
