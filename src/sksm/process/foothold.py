@@ -15,7 +15,8 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ _HUGE = 2 << 20
 # How long the stub waits for us at the end of a table. We may have been stopped.
 _PATIENCE = struct.pack("@ll", 2, 0)
 _AT_SYSINFO_EHDR = 33  # include/uapi/linux/auxvec.h
+_ALL = signal.valid_signals()
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)  # of ours
 _TRIES = 20  # against signals that come first
 _STEADY = "signals keep coming"
 
@@ -361,12 +364,27 @@ def _padded(piece: npt.NDArray[Any]) -> bytes:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep signals of ours, Ctrl-C above all, until the threads are let go."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
+    """Keep signals of ours, Ctrl-C above all, until the threads are let go.
+
+    Blocking them is not enough: another thread of ours (numpy has some) takes them
+    then, and Python runs their handlers in the main thread all the same.
+    """
+    came: list[int] = []
+    with contextlib.ExitStack() as scope:
+        scope.callback(_raise, came)
+        if threading.current_thread() is threading.main_thread():
+            for number in _ENDING:
+                if callable(handler := signal.getsignal(number)):
+                    scope.callback(signal.signal, number, handler)
+                    signal.signal(number, lambda number, _: came.append(number))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+        scope.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _raise(numbers: Iterable[int]) -> None:
+    for number in numbers:
+        signal.raise_signal(number)
 
 
 def _vdso(pid: int) -> Span:
