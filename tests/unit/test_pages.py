@@ -203,6 +203,20 @@ def test_a_scan_goes_on_where_its_buffer_was_full(mixed, pagemap_fd, monkeypatch
     assert len(whole) > 3
 
 
+@pytest.mark.needs(Feature.PAGEMAP_SCAN)
+@pytest.mark.parametrize("runs", [511, 512, 513, 1600, 4096, 4097, 4700])
+def test_a_scan_of_many_runs_tells_each_once(anonymous, pagemap_fd, runs):
+    """Also where the kernel says that it came less far than it did."""
+    area, rows = anonymous(2 * runs)
+    for page in range(0, len(rows), 2):
+        rows[page, 0] = 1
+    found = list(pagemap.walk(pagemap_fd, area, Category.PRESENT))
+    assert [one.pages for one, _ in found] == [1] * runs
+    assert [one.start for one, _ in found] == list(
+        range(area.start, area.stop, 2 * PAGE_SIZE)
+    )
+
+
 @pytest.mark.parametrize("code", [errno.ENOTTY, errno.EINVAL])
 def test_a_kernel_without_the_scan_is_asked_by_table(
     mixed, pagemap_fd, monkeypatch, code

@@ -106,7 +106,11 @@ def scan(
         return_mask=returned,
     )
     count = fcntl.ioctl(pagemap, PAGEMAP_SCAN, arg)  # raises OSError itself
-    return found[:count], arg.walk_end
+    # The kernel gathers 512 runs, then walks on. If it so comes to the end, it leaves
+    # `walk_end` where it gathered the last 512 (6.18 does): runs would come twice.
+    if count < limit:
+        return found[:count], span.stop
+    return found, max(arg.walk_end, int(found["end"][-1]))
 
 
 def write_protect(pagemap: int, span: Span) -> None:
