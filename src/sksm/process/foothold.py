@@ -35,6 +35,7 @@ Image = list[npt.NDArray[Any]]
 
 _IMAGE_BYTES = 1 << 18  # for a table and what it points to
 _CONTROL_BYTES = 256  # in front of it: results of single calls, and then
+_FAR_AT, _FAR = 32, struct.Struct("<qQ")  # the far end's descriptor and inode
 _LENT_AT, _MOST_LENT = 64, 16  # the descriptors that we opened there
 _OURS = ("anon_inode:[userfaultfd]", "/memfd:sksm-", "/dev/userfaultfd")
 _FIRST_SPARE = 1 << 30  # from the workspace to addresses for what is under way
@@ -111,33 +112,67 @@ class Foothold:
             raise BlockingIOError(errno.EBUSY, "what was begun there is not at its end")
         self.threads.filters.require_harmless(held[0])
         ptrace.poke(held[0], self._code, stub.image(me))
-        with Thread(self.threads, held[0], self._code).calling() as thread:
-            thread.block_signals()
-            if self._before:
-                self._clear_away(thread, self._before.workspace)
-            where = (self.workspace.start, self.workspace.size)
-            rw = libc.PROT_READ | libc.PROT_WRITE
-            flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED_NOREPLACE
+        try:
+            with Thread(self.threads, held[0], self._code).calling() as thread:
+                thread.block_signals()
+                if self._before:
+                    self._clear_away(thread, self._before.workspace)
+                self._furnish(thread)
+        except OSError:
+            with contextlib.suppress(OSError):  # it has ended, or could not be held
+                if ptrace.registers(held[0]).rip not in inside:
+                    ptrace.poke(held[0], self._code, bytes(stub.SIZE))
+            raise
+
+    def _furnish(self, thread: Thread) -> None:
+        """Make the workspace and the line, or nothing."""
+
+        def undo(name: str, *args: int) -> None:
+            with contextlib.suppress(OSError):
+                thread.call(name, *args)
+
+        where = (self.workspace.start, self.workspace.size)
+        rw = libc.PROT_READ | libc.PROT_WRITE
+        flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED_NOREPLACE
+        with contextlib.ExitStack() as failed:
             thread.call("mmap", *where, rw, flags, -1, 0)
+            failed.callback(undo, "munmap", *where)
             kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
             thread.call("socketpair", socket.AF_UNIX, kind, 0, where[0])
             near, far = struct.unpack("<2i", read_bytes(self.pid, where[0], 8))
-            self._line = socket.socket(fileno=self.fetch(near))
-            thread.call("close", near)
-            self._far_end = far
-            self._lent[far] = self.fetch(far)
-            with socket.socket(fileno=os.dup(self._lent[far])) as other:
+            failed.callback(undo, "close", far)
+            try:
+                line = socket.socket(fileno=self.fetch(near))
+            finally:
+                thread.call("close", near)
+            failed.callback(line.close)
+            ours = self.fetch(far)
+            failed.callback(os.close, ours)
+            with socket.socket(fileno=os.dup(ours)) as other:
                 other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
+            kept = _FAR.pack(far, os.fstat(ours).st_ino)
+            write_bytes(self.pid, self.workspace.start + _FAR_AT, kept)
+            failed.pop_all()
+        self._line, self._far_end = line, far
+        self._lent[far] = ours
 
     def _clear_away(self, thread: Thread, workspace: int) -> None:
         """Take out what one of us left who was killed between two tables."""
         with contextlib.suppress(OSError):  # it took it out itself
-            kept = read_bytes(self.pid, workspace + _LENT_AT, 4 * _MOST_LENT)
-            for fd in struct.unpack(f"<{_MOST_LENT}i", kept):
-                link = os.readlink(f"/proc/{self.pid}/fd/{fd}") if fd else ""
-                if link.startswith(_OURS):
+            kept = read_bytes(self.pid, workspace, _CONTROL_BYTES)
+            far_end, inode = _FAR.unpack_from(kept, _FAR_AT)
+            if self._link(far_end) == f"socket:[{inode}]":
+                thread.call("close", far_end)
+            for fd in struct.unpack_from(f"<{_MOST_LENT}i", kept, _LENT_AT):
+                if fd and self._link(fd).startswith(_OURS):
                     thread.call("close", fd)
             thread.call("munmap", workspace, self.workspace.size)
+
+    def _link(self, fd: int) -> str:
+        """Give what a descriptor of the process is; "" if there is none."""
+        with contextlib.suppress(OSError):
+            return os.readlink(f"/proc/{self.pid}/fd/{fd}")
+        return ""
 
     def leave(self) -> None:
         """Take everything out again, if it is still there."""
@@ -212,10 +247,7 @@ class Foothold:
         rows.syscall("recvmsg", *message, want=1)
         ancillary = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))
         self._line.sendmsg([b"."], [ancillary])
-        try:
-            done = rows.run()
-        finally:  # what it could not take must not be taken for something else later
-            self._drain()
+        done = rows.run()
         if not done.met[0]:
             code = -int(done.results[0])
             raise OSError(code, f"passing a descriptor: {os.strerror(code)}")
@@ -225,12 +257,6 @@ class Foothold:
         (number,) = struct.unpack_from("<i", received, socket.CMSG_LEN(0))
         self._lend(number, os.dup(fd))
         return int(number)
-
-    def _drain(self) -> None:
-        """Take back what we sent and the process has not received."""
-        with socket.socket(fileno=os.dup(self._lent[self._far_end])) as far:
-            with contextlib.suppress(BlockingIOError):
-                far.recv(1, socket.MSG_DONTWAIT)
 
     def adopt(self, fd: int) -> int:
         """Close `fd`, which a call list opened there, when we leave; gives our own."""
