@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from sksm.process.stopping import Threads
 from tests.other import programs
 
 
@@ -29,3 +30,9 @@ def target(built):
     yield start
     for one in started:
         one.kill()
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Wait long for threads to stop: other tests may have the processors."""
+    monkeypatch.setattr(Threads.await_stop, "__defaults__", (60.0,))
