@@ -247,7 +247,10 @@ class Foothold:
         rows.syscall("recvmsg", *message, want=1)
         ancillary = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))
         self._line.sendmsg([b"."], [ancillary])
-        done = rows.run()
+        try:
+            done = rows.run()
+        finally:  # what it could not take must not be taken for something else later
+            self._drain()
         if not done.met[0]:
             code = -int(done.results[0])
             raise OSError(code, f"passing a descriptor: {os.strerror(code)}")
@@ -257,6 +260,12 @@ class Foothold:
         (number,) = struct.unpack_from("<i", received, socket.CMSG_LEN(0))
         self._lend(number, os.dup(fd))
         return int(number)
+
+    def _drain(self) -> None:
+        """Take back what we sent and the process has not received."""
+        with socket.socket(fileno=os.dup(self._lent[self._far_end])) as far:
+            with contextlib.suppress(BlockingIOError):
+                far.recv(1, socket.MSG_DONTWAIT)
 
     def adopt(self, fd: int) -> int:
         """Close `fd`, which a call list opened there, when we leave; gives our own."""
