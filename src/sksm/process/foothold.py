@@ -263,9 +263,9 @@ class Foothold:
 
     def _drain(self) -> None:
         """Take back what we sent and the process has not received."""
-        with socket.socket(fileno=os.dup(self._lent[self._far_end])) as far:
-            with contextlib.suppress(BlockingIOError):
-                far.recv(1, socket.MSG_DONTWAIT)
+        far = socket.socket(fileno=os.dup(self._lent[self._far_end]))
+        with far, contextlib.suppress(BlockingIOError):
+            far.recv(1, socket.MSG_DONTWAIT)
 
     def adopt(self, fd: int) -> int:
         """Close `fd`, which a call list opened there, when we leave; gives our own."""
