@@ -1,0 +1,62 @@
+"""A program that cannot be stopped at some moment is merged at another."""
+
+import contextlib
+import errno
+import os
+
+import pytest
+
+from sksm.engines.pool import PoolEngine
+from sksm.linux.features import Feature
+from sksm.pipeline import merge_all
+from sksm.process.other import OtherProcess
+from sksm.store.local import LocalStore
+
+pytestmark = pytest.mark.needs(
+    Feature.PTRACE_SEIZE, Feature.USERFAULTFD_WP, Feature.PIDFD_GETFD
+)
+
+
+class Busy:
+    """A hook that lets one of the attempts to stop a program fail."""
+
+    def __init__(self, threads, number):
+        self._left = number
+        for name in ("all_stopped", "one_stopped"):
+            setattr(threads, name, self._around(getattr(threads, name)))
+
+    def _around(self, inner):
+        @contextlib.contextmanager
+        def stopped():
+            self._left -= 1
+            if self._left == -1:
+                raise BlockingIOError(errno.EBUSY, "not now")
+            with inner() as held:
+                yield held
+
+        return stopped
+
+    @property
+    def happened(self):
+        return self._left < 0
+
+
+def test_a_program_that_could_not_be_stopped_once_is_merged_the_next_time(target):
+    """Whichever attempt it was: nothing is mistaken for something else later."""
+    one = target("threads", 2, 1)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(1000):
+        store = LocalStore()
+        with contextlib.closing(store), OtherProcess(one.pid) as space:
+            busy = Busy(space._threads, number)
+            merge_all(space, one.spans(), engine=PoolEngine(store))
+            report = merge_all(space, one.spans(), engine=PoolEngine(store))
+            missed = [why for why in report.reasons if "last page" not in why]
+            assert not busy.happened or not missed, (number, missed)
+        if not busy.happened:
+            break
+    assert number > 5, "hardly an attempt was made"
+    assert len(os.listdir("/proc/self/fd")) == before
+    one.goes_on()
+    assert not [link for link in one.links() if "sksm" in link or "userfault" in link]
+    one.ends_well()
