@@ -17,7 +17,6 @@ from sksm.process.foothold import Foothold, There
 from sksm.process.stopping import Threads
 from sksm.spans import PAGE_SIZE
 from tests.conftest import Worker, poll
-from tests.kernel.conftest import another_thread
 from tests.other.subject import (
     Subject,
     descriptors_of,
@@ -51,6 +50,14 @@ def foothold_in(pid):
             yield foothold
         finally:
             foothold.leave()
+
+
+@contextlib.contextmanager
+def held(foothold, check=lambda: None):
+    """Hold all threads of its process, and make a check; gives the threads."""
+    with foothold.threads.all_stopped() as tasks:
+        check()
+        yield tasks
 
 
 def pid_by_call(foothold):
@@ -114,8 +121,10 @@ def test_a_descriptor_is_lent_and_taken_back(subject):
         rows.syscall("userfaultfd", os.O_CLOEXEC | 1)
         (opened,) = rows.run().results.tolist()
         if opened >= 0:
-            ours = foothold.adopt(opened)
-            assert ptrace.same_file(subject.pid, opened, ours)
+            ours = foothold.take(opened)
+            assert opened not in descriptors_of(subject.pid)
+            assert os.readlink(f"/proc/self/fd/{ours}") == "anon_inode:[userfaultfd]"
+            os.close(ours)
     os.close(file)
     assert there not in descriptors_of(subject.pid)
 
@@ -161,25 +170,6 @@ def test_a_list_does_there_what_it_does_here(lasting, blocks):
     assert there.results.tolist() == here.results.tolist()
     assert there.ran.tolist() == here.ran.tolist()
     assert there.met.tolist() == here.met.tolist()
-
-
-@quick
-@given(
-    st.integers(1, 8),
-    st.lists(st.tuples(st.integers(0, 2047), st.integers(1, 255)), max_size=3),
-)
-def test_bytes_are_compared_there_as_memcmp_does(lasting, lines, changes):
-    """Every byte counts, and none behind the end."""
-    size = 32 * lines
-    one = np.arange(2048, dtype=np.uint64).astype(np.uint8)
-    other = one.copy()
-    for at, change in changes:
-        other[at] ^= change
-    home = There(lasting)
-    rows = calls.CallList(home)
-    rows.call(home.compare, home.place(one), home.place(other), size)
-    equal = bytes(one[:size]) == bytes(other[:size])
-    assert rows.run().met.tolist() == [equal]
 
 
 def test_a_list_of_nothing_runs(subject):
@@ -231,10 +221,11 @@ def test_a_process_of_many_threads_is_one_process(subject, everyone):
     before = state_of(subject.pid)
     with foothold_in(subject.pid) as foothold:
         for _ in range(5):
-            rows = calls.CallList(There(foothold, everyone=everyone))
-            rows.call(GETPID, want=subject.pid)
-            rows.call(GETTID)
-            done = rows.run()
+            with held(foothold) if everyone else contextlib.nullcontext([]) as tasks:
+                rows = calls.CallList(There(foothold, tasks))
+                rows.call(GETPID, want=subject.pid)
+                rows.call(GETTID)
+                done = rows.run()
             assert done.met[0]
             assert done.results[1] in (subject.pid, *tids)
     assert state_of(subject.pid) == before
@@ -252,8 +243,8 @@ def test_all_threads_are_held_while_a_check_is_made(subject):
         for tid in (subject.pid, *tids):
             seen[tid] = status_of(f"{subject.pid}/task/{tid}", "State")[0]
 
-    with foothold_in(subject.pid) as foothold:
-        rows = calls.CallList(There(foothold, everyone=True, check=look))
+    with foothold_in(subject.pid) as foothold, held(foothold, look) as tasks:
+        rows = calls.CallList(There(foothold, tasks))
         rows.call(GETPID, want=subject.pid)
         assert rows.run().met.all()
     assert seen == dict.fromkeys((subject.pid, *tids), "t")
@@ -270,10 +261,8 @@ def test_a_check_that_fails_leaves_everything_undone(subject):
         raise Spoilt
 
     with foothold_in(subject.pid) as foothold:
-        rows = calls.CallList(There(foothold, everyone=True, check=fail))
-        rows.call(1, 1, 0, 0)  # never made
-        with pytest.raises(Spoilt):
-            rows.run()
+        with pytest.raises(Spoilt), held(foothold, fail):
+            pass
         assert_works(foothold)
         assert status_of(subject.pid, "TracerPid") == "0"
     assert subject.do("6 * 7") == 42
@@ -391,33 +380,27 @@ def test_signals_while_it_works_come_afterwards(subject):
     with foothold_in(subject.pid) as foothold:
         for _ in range(5):
             check = Once(lambda: os.kill(subject.pid, number))
-            rows = calls.CallList(There(foothold, everyone=True, check=check))
-            rows.call(GETPID, want=subject.pid)
-            assert rows.run().met.all()
+            with held(foothold, check) as tasks:
+                rows = calls.CallList(There(foothold, tasks))
+                rows.call(GETPID, want=subject.pid)
+                assert rows.run().met.all()
     subject.do("0")
     assert subject.do("len(heard)") == 5
 
 
-def test_ctrl_c_waits_until_the_threads_are_let_go(subject):
-    """It interrupts us between two steps: nothing is left half done.
-
-    Also if another thread of ours hears it, as numpy's may: the main one is told.
-    """
-    before, tracers = state_of(subject.pid), []
+def test_ctrl_c_lets_the_threads_go(subject):
+    """At once, wherever it comes; and the foothold is good for more."""
+    before = state_of(subject.pid)
 
     def interrupted():
         os.kill(os.getpid(), signal.SIGINT)
-        for _ in range(1000):  # any of our threads may hear it
-            tracers.append(status_of(subject.pid, "TracerPid"))
+        poll(lambda: False)
 
-    with another_thread(), foothold_in(subject.pid) as foothold:
-        rows = calls.CallList(There(foothold, everyone=True, check=interrupted))
-        rows.call(GETPID, want=subject.pid)
-        with pytest.raises(KeyboardInterrupt):
-            rows.run()
+    with foothold_in(subject.pid) as foothold:
+        with pytest.raises(KeyboardInterrupt), held(foothold, interrupted):
+            pass
         assert status_of(subject.pid, "TracerPid") == "0"
         assert_works(foothold)
-    assert tracers == [str(os.getpid())] * 1000
     assert state_of(subject.pid) == before
 
 
@@ -433,7 +416,7 @@ store = LocalStore()
 with OtherProcess(int(sys.argv[1])) as space:
     space._established()
     space._pool_there(store.pool)
-    if "uffd" in sys.argv: space._userfaultfd()
+    if "uffd" in sys.argv: space._barrier()
     print("there", flush=True)
     sys.stdin.readline()
 print("gone", flush=True)

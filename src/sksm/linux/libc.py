@@ -33,11 +33,13 @@ PR_SET_PTRACER = 0x59616D61
 # all calls but these.
 SYS = {
     "x86_64": {"close": 3, "mmap": 9, "mprotect": 10, "munmap": 11,
-               "rt_sigprocmask": 14, "ioctl": 16, "mremap": 25, "madvise": 28,
+               "rt_sigprocmask": 14, "ioctl": 16, "pread64": 17, "pwrite64": 18,
+               "mremap": 25, "madvise": 28,
                "sendto": 44, "recvfrom": 45, "recvmsg": 47, "socketpair": 53,
                "process_vm_readv": 310, "userfaultfd": 323, "pidfd_getfd": 438},
     "aarch64": {"close": 57, "mmap": 222, "mprotect": 226, "munmap": 215,
-                "rt_sigprocmask": 135, "ioctl": 29, "mremap": 216, "madvise": 233,
+                "rt_sigprocmask": 135, "ioctl": 29, "pread64": 67, "pwrite64": 68,
+                "mremap": 216, "madvise": 233,
                 "sendto": 206, "recvfrom": 207, "recvmsg": 212, "socketpair": 199,
                 "process_vm_readv": 270, "userfaultfd": 282, "pidfd_getfd": 438},
 }[os.uname().machine]  # fmt: skip
@@ -96,6 +98,9 @@ process_vm_writev = _declare(
 fallocate = _declare("fallocate", c_int, c_int, c_long, c_long)
 prctl = _declare("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 syscall = _declare("syscall", c_long, c_long, c_long, restype=c_long)
+
+memcmp = _libc["memcmp"]
+memcmp.argtypes, memcmp.restype = (c_void_p, c_void_p, c_size_t), c_int
 
 # The one that does not raise: `sksm.linux.calls` keeps results, failures too.
 raw_syscall = _libc["syscall"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import errno
 import os
@@ -90,30 +91,42 @@ class Thread:
             raise OSError(-result, f"{name}, in it: {os.strerror(-result)}")
         return int(result)
 
-    def run(self, table: int, stop: int, done: socket.socket) -> None:
+    def run(
+        self, table: range, line: socket.socket, keeping: int | None = None
+    ) -> None:
         """Have the thread work off a table, and take it back at the end of it.
 
         Args:
-            table: where its rows begin.
-            stop: and end.
-            done: where the table says that it is at its end, and waits.
+            table: the addresses of its rows.
+            line: on which it says that it has begun, with signals blocked, and that
+                it is at its end, where it waits.
+            keeping: a descriptor to be passed on in between. It stays open until the
+                thread has taken the message; but a thread that does not begin would
+                leave it open for ever.
         """
         entry = self._code + stub.ROW
-        entered = stub.entering(self._found, entry, rbx=table, rbp=stop)
+        entered = stub.entering(self._found, entry, rbx=table.start, rbp=table.stop)
         ptrace.set_registers(self._tid, entered)
         ptrace.resume(self._tid)
-        done.settimeout(_LOOKS_MS / 1000)
+        self._hear(line, table)
+        if keeping is not None:
+            rights = array.array("i", [keeping])
+            line.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        self._hear(line, table)
+        ptrace.interrupt(self._tid)
+        self._take_back()
+
+    def _hear(self, line: socket.socket, table: range) -> None:
+        line.settimeout(_LOOKS_MS / 1000)
         deadline = time.monotonic() + _LONGEST_SECONDS
         while True:
             with contextlib.suppress(TimeoutError):
-                if not done.recv(1):
+                if not line.recv(1):
                     raise ProcessLookupError(errno.ESRCH, "it has ended")
-                break
-            self._look_for_signals(table)
+                return
+            self._look_for_signals(table.start)
             if time.monotonic() > deadline:  # let it go as it is: it will restore
                 raise BlockingIOError(errno.EBUSY, "what it does for us takes too long")
-        ptrace.interrupt(self._tid)
-        self._take_back()
 
     def _look_for_signals(self, table: int) -> None:
         """Deal with a stop that a signal made before the table was at its end.

@@ -7,7 +7,7 @@ foresee, and ours are such. So they are put to the filters before they are made.
 from __future__ import annotations
 
 import errno
-from pathlib import Path
+import os
 
 from sksm.linux import libc, seccomp, userfaultfd
 
@@ -18,6 +18,7 @@ UNREADABLE = (
 FORBIDDEN = "its seccomp filter would answer {} with {}"
 _HARMLESS = (seccomp.Action.ALLOW, seccomp.Action.LOG, seccomp.Action.ERRNO)
 
+_STATUS_BYTES = 8192  # more than it has
 _RW = libc.PROT_READ | libc.PROT_WRITE
 _ANONYMOUS = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED_NOREPLACE
 # What is done in a process, with those arguments that a filter may look at.
@@ -27,6 +28,7 @@ _CALLS: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("mmap", (0, 0, _RW, libc.MAP_PRIVATE | libc.MAP_FIXED_NOREPLACE)),
     ("socketpair", (1, 5)),
     *((name, ()) for name in ("close", "munmap", "mremap", "process_vm_readv")),
+    *((name, ()) for name in ("pread64", "pwrite64")),
     *((name, ()) for name in ("sendto", "recvfrom", "recvmsg", "userfaultfd")),
     ("mprotect", (0, 0, libc.PROT_READ)),
     ("madvise", (0, 0, libc.MADV_DONTNEED)),
@@ -42,6 +44,7 @@ class Filters:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
+        self._status: dict[int, int] = {}  # thread -> its open status file
         self._harmless: set[tuple[int, int]] = set()  # thread, number of filters
 
     def require_harmless(self, tid: int) -> None:
@@ -59,12 +62,21 @@ class Filters:
 
     def _count(self, tid: int) -> int:
         """Read `Seccomp_filters` (since 5.9), or whether there are any (proc(5))."""
-        text = Path(f"/proc/{self._pid}/task/{tid}/status").read_bytes()
+        if tid not in self._status:
+            path = f"/proc/{self._pid}/task/{tid}/status"
+            self._status[tid] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        text = os.pread(self._status[tid], _STATUS_BYTES, 0)
         for name in (b"\nSeccomp_filters:", b"\nSeccomp:"):
             _, found, rest = text.partition(name)
             if found:
                 return int(rest.split(maxsplit=1)[0])
         return 0
+
+    def close(self) -> None:
+        """Close what is open."""
+        for fd in self._status.values():
+            os.close(fd)
+        self._status.clear()
 
     def _examine(self, tid: int) -> None:
         try:

@@ -12,11 +12,9 @@ import array
 import contextlib
 import errno
 import os
-import signal
 import socket
 import struct
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,6 @@ from sksm.linux import calls, libc, maps, ptrace
 from sksm.process import stub
 from sksm.process.borrowing import Interrupted, Thread
 from sksm.process.reading import read_bytes, write_bytes
-from sksm.process.script import STAGE_BYTES
 from sksm.process.stopping import Threads
 from sksm.spans import PAGE_SIZE, Span
 
@@ -43,8 +40,6 @@ _HUGE = 2 << 20
 # How long the stub waits for us at the end of a table. We may have been stopped.
 _PATIENCE = struct.pack("@ll", 2, 0)
 _AT_SYSINFO_EHDR = 33  # include/uapi/linux/auxvec.h
-_ALL = signal.valid_signals()
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)  # of ours
 _TRIES = 20  # against signals that come first
 _STEADY = "signals keep coming"
 
@@ -63,12 +58,10 @@ class Foothold:
         at, self._before = self._found = self._find()
         self._code = self._vdso.start + at
         self._hole = _largest_hole(threads.pid)
-        size = _IMAGE_BYTES + STAGE_BYTES + calls.ZEROS_BYTES
-        self.workspace = Span(self._hole.start, self._hole.start + size)
+        self.workspace = Span(self._hole.start, self._hole.start + _IMAGE_BYTES)
         self._spare = self._hole.start + _FIRST_SPARE
-        self.stage = self._hole.start + _IMAGE_BYTES
-        self.zeros = self.stage + STAGE_BYTES
         self._line: socket.socket | None = None
+        self._after = 0  # rows behind those of the caller
         self._far_end = -1  # of the line, a descriptor of the process
         self._lent: dict[int, int] = {}  # descriptors of the process, and ours
 
@@ -96,7 +89,7 @@ class Foothold:
         if self._before and _lives(self._before):
             raise OSError(errno.EBUSY, f"process {self._before.pid} is merging it")
         for _ in range(_TRIES):
-            with contextlib.suppress(Interrupted), _undisturbed():
+            with contextlib.suppress(Interrupted):
                 with self.threads.all_stopped() as held:
                     self._install(held)
                 return
@@ -180,7 +173,7 @@ class Foothold:
             return
         try:
             for _ in range(_TRIES):
-                with contextlib.suppress(Interrupted), _undisturbed():
+                with contextlib.suppress(Interrupted):
                     with self.threads.all_stopped() as held:
                         self._verify()
                         self._uninstall(held[0])
@@ -267,11 +260,20 @@ class Foothold:
         with far, contextlib.suppress(BlockingIOError):
             far.recv(1, socket.MSG_DONTWAIT)
 
-    def adopt(self, fd: int) -> int:
-        """Close `fd`, which a call list opened there, when we leave; gives our own."""
+    def take(self, fd: int) -> int:
+        """Make what is `fd` in the process ours alone; gives our own number."""
         ours = self.fetch(fd)
-        self._lend(fd, ours)
+        rows = calls.CallList(There(self))
+        rows.syscall("close", fd)
+        rows.run()
         return ours
+
+    def give_back(self, fd: int) -> None:
+        """Close what was lent as `fd`."""
+        rows = calls.CallList(There(self))
+        rows.syscall("close", fd)
+        os.close(self._lent.pop(fd))
+        rows.run()
 
     def _lend(self, theirs: int, ours: int) -> None:
         self._lent[theirs] = ours
@@ -297,71 +299,79 @@ class Foothold:
         self,
         placed: Image,
         rows: npt.NDArray[np.int64],
-        *,
-        everyone: bool = False,
-        check: Callable[[], None] | None = None,
+        held: Sequence[int] = (),
+        keeping: int | None = None,
     ) -> None:
         """Work off `rows` in the process, filling in their results.
 
         Args:
             placed: what the rows point to, from `image_start` on.
             rows: as `calls.Home.carry_out` has them.
-            everyone: hold all threads meanwhile, not only the one that works.
-            check: called while they are held, before; what it raises ends it.
+            held: threads that the caller holds; else one is held for it.
+            keeping: a descriptor of ours that stays open until the rows are worked
+                off, even if we are not there any more. If we are gone before it is
+                passed on, nothing is done.
         """
         assert self._line is not None
-        words = self._framed(rows)
+        words = self._framed(rows, keeping is not None)
         data = b"".join(_padded(piece) for piece in placed)
-        table = self.image_start + len(data)
-        calls.to_addresses(words, table)
+        start = self.image_start + len(data)
+        table = range(start, start + words.nbytes)
+        calls.to_addresses(words, table.start)
         data += words.tobytes()
         if len(data) > _IMAGE_BYTES - _CONTROL_BYTES:
             raise OSError(errno.E2BIG, f"a call list of {len(data)} bytes")
-        self._verify()
-        try:
-            write_bytes(self.pid, self.image_start, data)
-        except OSError as error:
-            raise _another_program() from error
-        stop = self.threads.all_stopped if everyone else self.threads.one_stopped
         for _ in range(_TRIES):
-            with contextlib.suppress(Interrupted), _undisturbed():
-                with stop() as held:
-                    self._verify()
-                    if check:
-                        check()
-                    thread = Thread(self.threads, held[0], self._code)
-                    thread.run(table, table + words.nbytes, self._line)
+            with contextlib.suppress(Interrupted), contextlib.ExitStack() as scope:
+                tids = held or scope.enter_context(self.threads.one_stopped())
+                self._verify()
+                write_bytes(self.pid, self.image_start, data)
+                thread = Thread(self.threads, tids[0], self._code)
+                thread.run(table, self._line, keeping)
                 break
         else:
             raise BlockingIOError(errno.EBUSY, _STEADY)
-        done = self._read(table, words.nbytes)
+        done = self._read(table.start, words.nbytes)
         results = np.frombuffer(done, np.int64).reshape(-1, 10)[:, calls.RESULT]
-        rows[:, calls.RESULT] = results[1 : 1 + len(rows)]
+        first = len(words) - len(rows) - self._after
+        rows[:, calls.RESULT] = results[first : first + len(rows)]
 
     @property
     def image_start(self) -> int:
         """Where in the process that lies to which rows point."""
         return self.workspace.start + _CONTROL_BYTES
 
-    def _framed(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Put rows around it: signals blocked before; afterwards, waiting for us.
+    def _framed(
+        self, rows: npt.NDArray[np.int64], keeping: bool
+    ) -> npt.NDArray[np.int64]:
+        """Put rows around it.
 
-        What follows the wait happens only if we do not come: descriptors are
-        closed, and all of the workspace but the table is given back.
+        Before: signals are blocked, we are told so, and if there is something to
+        keep, it has to be in the line. Behind: it is let go, we are told that all is
+        done, and are waited for. What follows that happens only if we do not come:
+        descriptors are closed.
         """
         start, far = self.workspace.start, self._far_end
-        before, after = calls.CallList(There(self)), calls.CallList(There(self))
         blocked = self._code + stub.BLOCKED_AT
+        home = There(self)
+        before, after = calls.CallList(home), calls.CallList(home)
         before.syscall("rt_sigprocmask", calls.SIG_SETMASK, blocked, 0, 8)
+        before.syscall("sendto", far, start, 1, socket.MSG_NOSIGNAL, 0, 0, want=1)
+        if keeping:
+            peek = (far, start + 8, 1, socket.MSG_PEEK, 0, 0)
+            before.syscall("recvfrom", *peek, want=1)
+            after.syscall("recvfrom", far, start + 8, 1, 0, 0, 0, want=1)
         after.syscall("sendto", far, start, 1, socket.MSG_NOSIGNAL, 0, 0, want=1)
         after.syscall("recvfrom", far, start + 8, 1, 0, 0, 0)
         for fd in self._lent:
             after.syscall("close", fd)
-        after.syscall("munmap", self.stage, STAGE_BYTES + calls.ZEROS_BYTES)
         parts, first = [before.words(), rows.copy(), after.words()], 0
         for part in parts:
             part[:, calls.OTHERWISE] += first
             first += len(part)
+        if keeping:  # nothing to keep: not a row of what follows
+            parts[0][-1, calls.OTHERWISE] = len(parts[0]) + len(rows)
+        self._after = len(parts[2])
         return np.concatenate(parts)
 
 
@@ -370,21 +380,20 @@ class There(calls.Home):
 
     Args:
         foothold: in which process.
-        everyone, check: as for `Foothold.carry_out`.
+        held, keeping: as for `Foothold.carry_out`.
     """
+
+    compare = zeros = 0  # nothing is compared there
 
     def __init__(
         self,
         foothold: Foothold,
-        *,
-        everyone: bool = False,
-        check: Callable[[], None] | None = None,
+        held: Sequence[int] = (),
+        keeping: int | None = None,
     ) -> None:
         self.pid = foothold.pid
-        self.compare = stub.COMPARE
-        self.zeros = foothold.zeros
         self.fixed = libc.MAP_FIXED_NOREPLACE
-        self._foothold, self._everyone, self._check = foothold, everyone, check
+        self._foothold, self._held, self._keeping = foothold, held, keeping
         self._placed: Image = []
         self._next = foothold.image_start
 
@@ -397,38 +406,11 @@ class There(calls.Home):
 
     def carry_out(self, rows: npt.NDArray[np.int64]) -> None:
         """Work off the rows in that process."""
-        self._foothold.carry_out(
-            self._placed, rows, everyone=self._everyone, check=self._check
-        )
+        self._foothold.carry_out(self._placed, rows, self._held, self._keeping)
 
 
 def _padded(piece: npt.NDArray[Any]) -> bytes:
     return piece.tobytes() + bytes(-piece.nbytes % 8)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keep signals of ours, Ctrl-C above all, until the threads are let go.
-
-    Blocking them is not enough: another thread of ours (numpy has some) takes them
-    then, and Python runs their handlers in the main thread all the same.
-    """
-    came: list[int] = []
-    with contextlib.ExitStack() as scope:
-        scope.callback(_raise, came)
-        if threading.current_thread() is threading.main_thread():
-            for number in _ENDING:
-                if callable(handler := signal.getsignal(number)):
-                    scope.callback(signal.signal, number, handler)
-                    signal.signal(number, lambda number, _: came.append(number))
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
-        scope.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
-        yield
-
-
-def _raise(numbers: Iterable[int]) -> None:
-    for number in numbers:
-        signal.raise_signal(number)
 
 
 def _vdso(pid: int) -> Span:

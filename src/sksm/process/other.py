@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from sksm.linux import calls, libc, maps, userfaultfd
-from sksm.process import BUSY, CHANGED, DONE, EXCHANGE_PAGES, Exchange, guards
+from sksm.process import CHANGED, DONE, EXCHANGE_PAGES, Exchange, guards
 from sksm.process.allowance import Allowance
+from sksm.process.comparing import Comparison
 from sksm.process.foothold import Foothold, There
 from sksm.process.reading import read_unpinned
-from sksm.process.script import Script
+from sksm.process.script import RemoteScript
 from sksm.process.stopping import Threads
-from sksm.process.watching import WriteWatch, open_there
+from sksm.process.watching import Barrier, WriteWatch
 from sksm.spans import PAGE_SIZE, Span
 
+_MOST_PAGES = 2048  # exchanged in one stop, if they are compared before
 _MOST_AT_ONCE = 64  # exchanges in one stop
 _PAUSES = (0.001, 0.01, 0.1)  # seconds before stopping it again, if it would not
 UNPROTECTED = "it may be written to meanwhile (a file's private mapping)"
@@ -49,8 +52,9 @@ class OtherProcess:
         self._tables: dict[str, int] = {}
         self._threads = Threads(pid)
         self._foothold: Foothold | None = None
-        self._pools: dict[int, int] = {}  # inode -> descriptor in the process
-        self._uffd: tuple[int, int] | None = None  # in the process, and here
+        # By inode: the descriptor in the process, and our view of it.
+        self._pools: dict[int, tuple[int, Comparison]] = {}
+        self._raised: Barrier | None = None
         self._protected = False
         self._watched: list[Span] = []  # by ourselves
         self._rows: npt.NDArray[np.uint8] | None = None
@@ -62,9 +66,15 @@ class OtherProcess:
         if self._foothold:
             with contextlib.suppress(OSError):  # it ended, or cannot be stopped now
                 self._foothold.leave()
+        if self._raised:
+            os.close(self._raised.fd)
+            self._raised = None
+        for _lent, view in self._pools.values():
+            view.close()
+        self._pools.clear()
         self._threads.close()
-        for fd in self._tables.values():
-            os.close(fd)
+        for table in self._tables.values():
+            os.close(table)
         self._tables.clear()
 
     def objection(self) -> str | None:
@@ -135,16 +145,13 @@ class OtherProcess:
     def protected(self, span: Span) -> Iterator[None]:
         """Make `exchange` able to hold off writers to `span`.
 
-        Its threads are held during an exchange, too. But if we are killed then,
-        they run, and the stub is not yet at its end.
-
         Raises:
             OSError: EBUSY if another userfaultfd watches the memory; EOPNOTSUPP
                 for memory that can be written to, and not be protected.
         """
-        _, ours = self._userfaultfd()
+        barrier = self._barrier()
         try:
-            userfaultfd.register(ours, span)
+            userfaultfd.register(barrier.fd, span)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -158,38 +165,69 @@ class OtherProcess:
         finally:
             self._protected = False
             with contextlib.suppress(OSError):  # what was replaced is not registered
-                userfaultfd.unregister(ours, span)
+                userfaultfd.unregister(barrier.fd, span)
 
     def exchange(self, pool: int, exchanges: Sequence[Exchange]) -> list[int]:
-        """Compare and replace, all threads held; see `AddressSpace.exchange`."""
+        """Compare and replace; see `AddressSpace.exchange`.
+
+        Writers wait from before the comparison until after the exchange, but its
+        threads are held for the exchange only. If system calls that write would fail
+        instead of waiting, all are held for the comparison, too.
+        """
+        most = _MOST_PAGES if self._barrier().whole else EXCHANGE_PAGES
         verdicts: list[int] = []
-        for some in _slices(exchanges):
-            verdicts += self._persist(pool, some)
+        for some in _slices(exchanges, most):
+            attempt = functools.partial(self._exchange, pool, some)
+            verdicts += self._persist(attempt, len(some))
         return verdicts
 
-    def _persist(self, pool: int, exchanges: list[Exchange]) -> list[int]:
+    def _persist(self, attempt: Callable[[], list[int]], count: int) -> list[int]:
         for pause in _PAUSES:
             with contextlib.suppress(BlockingIOError):
-                return self._exchange(pool, exchanges)
+                return attempt()
             self._threads.settle(pause)
-        return [errno.EBUSY] * len(exchanges)
+        return [errno.EBUSY] * count
 
     def _exchange(self, pool: int, exchanges: list[Exchange]) -> list[int]:
-        foothold = self._established()
-        there = self._pool_there(pool)
-        uffd = self._userfaultfd()[0] if self._protected else None
-        home = There(foothold, everyone=True, check=lambda: self._check(exchanges))
-        script = Script(home, there, uffd, foothold.stage)
-        for item in exchanges:
-            span = item.span
-            at = 0 if item.slot is None else foothold.spare(span.size, span.start)
-            script.add(item, at)
-        try:
-            verdicts = script.run()
-        except _Rearranged:
-            return [CHANGED] * len(exchanges)
+        there, comparison = self._pool_there(pool)
+        with self._still([item.span for item in exchanges]) as hold:
+            equal = [comparison.equal(item) for item in exchanges]
+            if not any(equal):
+                return [CHANGED] * len(exchanges)
+            held = hold()
+            callers = self._barrier().callers() if self._protected else []
+            chosen = [
+                item
+                for item, same in zip(exchanges, equal, strict=True)
+                if same and not _meets(callers, item.span) and self._unchanged(item)
+            ]
+            script = self._script(there, held)
+            for item in chosen:
+                span = item.span
+                at = self._established().spare(span.size, span.start) if item.own else 0
+                script.add(item, at)
+            done = dict(zip(chosen, script.run(), strict=True)) if chosen else {}
         self._tidy(script.left_over)
-        return verdicts
+        return [done.get(item, CHANGED) for item in exchanges]
+
+    @contextlib.contextmanager
+    def _still(self, spans: Sequence[Span]) -> Iterator[Callable[[], list[int]]]:
+        """Hold off writers to `spans`; gives what holds all threads as well."""
+        barrier = self._barrier()
+        with contextlib.ExitStack() as scope:
+            held: list[int] = []
+            if self._protected:
+                if not barrier.whole:
+                    held = scope.enter_context(self._threads.all_stopped())
+                for span in spans:
+                    scope.callback(barrier.lower_at, span)
+                    with contextlib.suppress(FileNotFoundError):  # unmapped meanwhile
+                        barrier.raise_at(span)
+            yield lambda: held or scope.enter_context(self._threads.all_stopped())
+
+    def _script(self, pool: int, held: list[int]) -> RemoteScript:
+        keeping = self._barrier().fd if self._protected else None
+        return RemoteScript(There(self._established(), held, keeping), pool)
 
     def privatise(self, span: Span, prot: int) -> None:
         """Give `span` anonymous pages of its own that hold the same bytes.
@@ -197,37 +235,38 @@ class OtherProcess:
         Raises:
             OSError: ENOMEM, EBUSY, and so on, with everything as it was.
         """
-        for pause in _PAUSES:
-            with contextlib.suppress(BlockingIOError), self.protected(span):
-                return self._privatise(span, prot)
-            self._threads.settle(pause)
-        raise BlockingIOError(errno.EBUSY, BUSY)
-
-    def _privatise(self, span: Span, prot: int) -> None:
-        foothold = self._established()
-        home = There(foothold, everyone=True)
-        script = Script(home, -1, self._userfaultfd()[0], None)
-        script.copy(span, foothold.spare(span.size, span.start), prot)
-        (verdict,) = script.run()
-        self._tidy(script.left_over)
+        with self.protected(span):
+            (verdict,) = self._persist(lambda: self._privatise(span, prot), 1)
         if verdict != DONE:
             raise OSError(verdict, f"un-merging {span}: {os.strerror(verdict)}")
 
+    def _privatise(self, span: Span, prot: int) -> list[int]:
+        with self._still([span]) as hold:
+            script = self._script(-1, hold())
+            script.copy(span, self._established().spare(span.size, span.start), prot)
+            verdicts = script.run()
+        self._tidy(script.left_over)
+        return verdicts
+
     def _tidy(self, spans: list[Span]) -> None:
-        """Unmap what was to replace pages that turned out to be different."""
+        """Unmap what did not take the place of pages."""
         if spans:
             rows = calls.CallList(There(self._established()))
             for span in spans:
                 rows.syscall("munmap", span.start, span.size)
             rows.run()
 
-    def _check(self, exchanges: list[Exchange]) -> None:
-        """See that the mappings are what they were when the exchange was planned."""
-        for item in exchanges:
-            for mapping in self._now(item.span):
-                same = mapping.prot == item.prot and not mapping.shared
-                if not same or mapping.anonymous != item.anonymous:
-                    raise _Rearranged
+    def _unchanged(self, item: Exchange) -> bool:
+        """See whether the mappings are what they were when it was planned."""
+        found = self._now(item.span)
+        return sum(
+            (m.span & item.span).pages for m in found
+        ) == item.span.pages and all(
+            mapping.prot == item.prot
+            and not mapping.shared
+            and mapping.anonymous == item.anonymous
+            for mapping in found
+        )
 
     def _now(self, span: Span) -> list[maps.Mapping]:
         """List the mappings that meet `span`, without flags: fast."""
@@ -248,31 +287,32 @@ class OtherProcess:
             self._foothold = foothold
         return self._foothold
 
-    def _pool_there(self, pool: int) -> int:
+    def _pool_there(self, pool: int) -> tuple[int, Comparison]:
+        """Give the descriptor of a pool in the process, and our view of it."""
         inode = os.fstat(pool).st_ino
         if inode not in self._pools:
-            self._pools[inode] = self._established().lend(pool)
+            lent = self._established().lend(pool)
+            self._pools[inode] = lent, Comparison(self._table("mem"), pool)
         return self._pools[inode]
 
-    def _userfaultfd(self) -> tuple[int, int]:
-        """Give a userfaultfd of the process: its descriptor there, and ours."""
-        if self._uffd is None:
-            self._uffd = open_there(self._established(), 0)
-        return self._uffd
+    def _barrier(self) -> Barrier:
+        if self._raised is None:
+            self._raised = Barrier(self._established())
+        return self._raised
 
 
-class _Rearranged(Exception):
-    """The mappings are not what they were."""
+def _meets(addresses: Iterable[int], span: Span) -> bool:
+    return any(span.start <= address < span.stop for address in addresses)
 
 
-def _slices(exchanges: Sequence[Exchange]) -> Iterator[list[Exchange]]:
-    """Cut a list into what may be done while all threads are held."""
+def _slices(exchanges: Sequence[Exchange], most: int) -> Iterator[list[Exchange]]:
+    """Cut a list into what is done at a time, `most` pages."""
     some: list[Exchange] = []
-    room = EXCHANGE_PAGES
+    room = most
     for item in exchanges:
         if some and (item.span.pages > room or len(some) == _MOST_AT_ONCE):
             yield some
-            some, room = [], EXCHANGE_PAGES
+            some, room = [], most
         some.append(item)
         room -= item.span.pages
     if some:

@@ -163,6 +163,34 @@ class Script:
         )
 
 
+class RemoteScript(Script):
+    """One for pages that have been compared already, while nobody could write.
+
+    Args:
+        home: a process with a foothold.
+        pool: descriptor there.
+    """
+
+    def __init__(self, home: calls.Home, pool: int) -> None:
+        super().__init__(home, pool, None, None)
+
+    def _replace(self, item: Exchange, slot: int, at: int, compares: set[int]) -> None:
+        """Map the pool over the range in one call, if all of it is the pool's.
+
+        Pages of its own have to be in a mapping before it takes its place.
+        """
+        if item.own:
+            super()._replace(item, slot, at, compares)
+            return
+        start, size = item.span.start, item.span.size
+        how = (item.prot, libc.MAP_PRIVATE | libc.MAP_FIXED, self._pool)
+        where = (start, size, *how, slot * PAGE_SIZE)
+        self._calls.syscall("mmap", *where, want=start)
+
+    def _compare(self, here: int, there: int, size: int, compares: set[int]) -> None:
+        """Leave it: it has been done."""
+
+
 def _verdict(done: calls.Results, rows: range, comparisons: set[int]) -> int:
     """Read the outcome of one block: where it stopped says why."""
     last = max((row for row in rows if done.ran[row]), default=rows[0])

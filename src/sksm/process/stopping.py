@@ -109,6 +109,7 @@ class Threads:
     def close(self) -> None:
         """Let go of everything that is still held."""
         self.settle(_SETTLING_SECONDS)
+        self.filters.close()
         if self._mem is not None:
             os.close(self._mem)
             self._mem = None

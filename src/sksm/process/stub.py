@@ -21,10 +21,9 @@ from sksm.linux.ptrace import Registers
 
 # A thread enters at `once`, for one system call whose arguments are in place, or
 # at `row`, with rbx at the first row of a table (`calls.CALL`) and rbp behind the
-# last. A function's number of 4096 stands for a comparison as memcmp makes it, of
-# a multiple of 32 bytes. Signals are blocked, but for the first instructions, by
-# the first call; `leave` restores the mask and the registers. The overflow flag
-# comes back by an addition, the other five by sahf.
+# last; every row is a system call. Signals are blocked, but for the first
+# instructions, by the first call; `leave` restores the mask and the registers. The
+# overflow flag comes back by an addition, the other five by sahf.
 SOURCE = """
     once:
         syscall
@@ -39,10 +38,7 @@ SOURCE = """
         mov 32(%rbx), %r10
         mov 40(%rbx), %r8
         mov 48(%rbx), %r9
-        cmp $4096, %rax
-        jae compare
         syscall
-    result:
         mov %rax, 72(%rbx)
         cmp 56(%rbx), %rax
         jne otherwise
@@ -51,28 +47,6 @@ SOURCE = """
     otherwise:
         mov 64(%rbx), %rbx
         jmp row
-    compare:
-        xor %eax, %eax
-        add %rdi, %rdx
-    words:
-        cmp %rdx, %rdi
-        jae result
-        mov (%rdi), %rcx
-        mov 8(%rdi), %r8
-        mov 16(%rdi), %r9
-        mov 24(%rdi), %r10
-        xor (%rsi), %rcx
-        xor 8(%rsi), %r8
-        xor 16(%rsi), %r9
-        xor 24(%rsi), %r10
-        or %r8, %rcx
-        or %r10, %r9
-        lea 32(%rdi), %rdi
-        lea 32(%rsi), %rsi
-        or %r9, %rcx
-        jz words
-        inc %eax
-        jmp result
     leave:
         mov $14, %eax
         mov $2, %edi
@@ -100,18 +74,14 @@ SOURCE = """
 """
 # What `as` makes of it (tests/unit/test_stub.py asks it).
 CODE = bytes.fromhex(
-    "0f05eb7f4839eb737a488b03488b7b08488b7310488b53184c8b53204c8b4328"
-    "4c8b4b30483d0010000073180f0548894348483b433875064883c350ebc6488b"
-    "5b40ebc031c04801fa4839d773e0488b0f4c8b47084c8b4f104c8b571848330e"
-    "4c3346084c334e104c3356184c09c14d09d1488d7f20488d76204c09c974caff"
-    "c0ebabb80e000000bf02000000488d356c00000031d241ba080000000f05488b"
-    "0563000000047f9e488b0561000000488b1d62000000488b0d63000000488b15"
-    "64000000488b3565000000488b3d66000000488b2d670000004c8b0568000000"
-    "4c8b0d690000004c8b156a0000004c8b1d6b000000ff256d0000000f1f440000"
+    "0f05eb384839eb7333488b03488b7b08488b7310488b53184c8b53204c8b4328"
+    "4c8b4b300f0548894348483b433875064883c350ebce488b5b40ebc8b80e0000"
+    "00bf02000000488d356b00000031d241ba080000000f05488b0562000000047f"
+    "9e488b0560000000488b1d61000000488b0d62000000488b1563000000488b35"
+    "64000000488b3d65000000488b2d660000004c8b05670000004c8b0d68000000"
+    "4c8b15690000004c8b1d6a000000ff256c0000000f1f4000"
 )
 ONCE, ROW = 0, 4  # offsets of the two entries
-COMPARE = 4096
-
 _FRAME = struct.Struct("<14Q")
 _TAIL = struct.Struct("<4Q")  # signals to block, and an `Owner`
 BLOCKED_AT = len(CODE) + _FRAME.size

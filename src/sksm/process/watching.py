@@ -31,7 +31,7 @@ class WriteWatch:
         self, foothold: Foothold, pagemap_fd: int, spans: Iterable[Span]
     ) -> None:
         feature = userfaultfd.UFFD_FEATURE_WP_ASYNC
-        _, self._ours = open_there(foothold, feature)
+        self._ours, _ = open_there(foothold, feature)
         self._pagemap = pagemap_fd
         self.spans: list[Span] = []
         for span in spans:
@@ -53,16 +53,46 @@ class WriteWatch:
 
     def end(self) -> None:
         """Watch no longer."""
-        for span in self.spans:
-            with contextlib.suppress(OSError):  # unmapped meanwhile
-                userfaultfd.unregister(self._ours, span)
+        os.close(self._ours)
+
+
+class Barrier:
+    """Holds writers to a process's memory off, while we live.
+
+    The descriptor is ours alone: with us it goes, and the kernel ends what it did.
+
+    Args:
+        foothold: in which process.
+
+    Raises:
+        OSError: as `open_there`.
+    """
+
+    def __init__(self, foothold: Foothold) -> None:
+        self.fd, self.whole = open_there(foothold, 0)
+        os.set_blocking(self.fd, False)
+
+    def raise_at(self, span: Span) -> None:
+        """Make who writes to `span` wait, from now on."""
+        userfaultfd.write_protect(self.fd, span, on=True)
+
+    def lower_at(self, span: Span) -> None:
+        """Let everybody write to `span`, or what has been put in its place."""
+        with contextlib.suppress(OSError):  # replaced: nothing is left to release
+            userfaultfd.write_protect(self.fd, span, on=False)
+        with contextlib.suppress(OSError):
+            userfaultfd.wake(self.fd, span)
+
+    def callers(self) -> list[int]:
+        """List the addresses at which somebody has begun to wait."""
+        return userfaultfd.faults(self.fd)
 
 
 FORBIDDEN = "it may not create a userfaultfd (seccomp), so writers cannot be held off"
 
 
-def open_there(foothold: Foothold, features: int) -> tuple[int, int]:
-    """Create a userfaultfd in a process, to be closed when we leave it.
+def open_there(foothold: Foothold, features: int) -> tuple[int, bool]:
+    """Create a userfaultfd for a process, for us alone.
 
     If we may, through /dev/userfaultfd, opened by us: such a one sees the faults of
     system calls, too, whatever the process itself is allowed to create.
@@ -72,17 +102,26 @@ def open_there(foothold: Foothold, features: int) -> tuple[int, int]:
         features: `UFFD_FEATURE_*` besides write protection.
 
     Returns:
-        Its descriptor there, and ours.
+        Our descriptor, and whether it sees the faults of system calls. Those would
+        fail otherwise, with EFAULT.
 
     Raises:
         OSError: EOPNOTSUPP if it cannot be had.
     """
-    there = _opened_by_us(foothold) or _created_there(foothold)
+    whole, there = True, _opened_by_us(foothold)
+    for whole in (True, False):
+        if there is None:
+            mode = 0 if whole else userfaultfd.UFFD_USER_MODE_ONLY
+            rows = calls.CallList(There(foothold))
+            rows.syscall("userfaultfd", os.O_CLOEXEC | mode)
+            there = _descriptor(rows)
+        if there is not None:
+            break
     if there is None:
         raise OSError(errno.EOPNOTSUPP, FORBIDDEN)
-    ours = foothold.adopt(there)
+    ours = foothold.take(there)
     userfaultfd.enable(ours, features)
-    return there, ours
+    return ours, whole
 
 
 def _opened_by_us(foothold: Foothold) -> int | None:
@@ -96,16 +135,9 @@ def _opened_by_us(foothold: Foothold) -> int | None:
         os.close(device)
     rows = calls.CallList(There(foothold))
     rows.syscall("ioctl", lent, userfaultfd.USERFAULTFD_IOC_NEW, os.O_CLOEXEC)
-    return _descriptor(rows)
-
-
-def _created_there(foothold: Foothold) -> int | None:
-    for flags in (0, userfaultfd.UFFD_USER_MODE_ONLY):
-        rows = calls.CallList(There(foothold))
-        rows.syscall("userfaultfd", os.O_CLOEXEC | flags)
-        if (found := _descriptor(rows)) is not None:
-            return found
-    return None
+    there = _descriptor(rows)
+    foothold.give_back(lent)
+    return there
 
 
 def _descriptor(rows: calls.CallList) -> int | None:
