@@ -151,20 +151,23 @@ def poke(tid: int, address: int, data: bytes) -> None:
 def wait(tid: int, *, reap: bool = True) -> int | None:
     """Give the status (waitpid(2)) of a thread that has stopped or ended.
 
-    None while it runs.
+    None while it runs. A stop is looked at and not taken, and can be looked at
+    again until the thread runs: a thread that stopped for a signal loses it if the
+    stop was taken (which clears `exit_code`) and its tracer then dies before it
+    passes the signal on (`ptrace_signal` in kernel/signal.c).
 
     Args:
         tid: a thread that was seized.
         reap: take the status of one that ended. Whoever started it gets it after
             us, unless that was ourselves.
     """
-    if not reap:
-        how = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | WALL
-        seen = os.waitid(os.P_PID, tid, how)
-        if seen is None or seen.si_code in (os.CLD_EXITED, *_KILLED):
-            return seen and 0
-    pid, status = os.waitpid(tid, WALL | os.WNOHANG)
-    return status if pid else None
+    how = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | WALL
+    seen = os.waitid(os.P_PID, tid, how)
+    if seen is None:
+        return None
+    if seen.si_code in (os.CLD_EXITED, *_KILLED):
+        return os.waitpid(tid, WALL)[1] if reap else 0
+    return seen.si_status << 8 | 0x7F  # as WIFSTOPPED and WSTOPSIG have it
 
 
 def event(status: int) -> int:

@@ -135,7 +135,7 @@ class Thread:
         is SIGSTOP, which nobody can block: the thread goes on to the end, and is
         among the stopped ones then.
         """
-        status = ptrace.wait(self._tid)
+        status = self._threads.look(self._tid)
         if status is None:
             return
         if not os.WIFSTOPPED(status):
@@ -154,7 +154,7 @@ class Thread:
         ptrace.resume_to_syscall(self._tid)
         deadline = time.monotonic() + _LONGEST_SECONDS
         while True:
-            status = ptrace.wait(self._tid)
+            status = self._threads.look(self._tid)
             if status is None:
                 if time.monotonic() > deadline:
                     raise BlockingIOError(errno.EBUSY, "a call of it takes too long")

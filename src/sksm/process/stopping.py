@@ -127,7 +127,7 @@ class Threads:
         spins = 0
         while True:
             try:
-                status = ptrace.wait(tid, reap=not self._child or tid != self.pid)
+                status = self.look(tid)
             except ChildProcessError:
                 self._follow(tid)
                 return False
@@ -143,6 +143,10 @@ class Threads:
             else:  # any stop ends the interruption: ask for it again
                 ptrace.interrupt(tid)
                 ptrace.resume(tid, os.WSTOPSIG(status))
+
+    def look(self, tid: int) -> int | None:
+        """Give a thread's status, as `ptrace.wait`; the end of a child is its parent's."""
+        return ptrace.wait(tid, reap=not self._child or tid != self.pid)
 
     def _unheld(self) -> list[int]:
         try:
