@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sksm.errors import SksmError
 from sksm.linux import calls, libc, maps, ptrace
 from sksm.process import stub
 from sksm.process.borrowing import Interrupted, Thread
@@ -83,11 +84,12 @@ class Foothold:
         All threads are held: none must fork while both ends of the line are there.
 
         Raises:
-            OSError: what ptrace, mmap or socketpair said; EBUSY if another process
-                of ours is at work there.
+            OSError: what ptrace, mmap or socketpair said.
+            SksmError: another process of ours is at work there.
         """
         if self._before and _lives(self._before):
-            raise OSError(errno.EBUSY, f"process {self._before.pid} is merging it")
+            other = f"process {self._before.pid} is merging it"
+            raise SksmError(f"process {self.pid}: {other}")
         for _ in range(_TRIES):
             with contextlib.suppress(Interrupted):
                 with self.threads.all_stopped() as held:
@@ -331,6 +333,8 @@ class Foothold:
                 break
         else:
             raise BlockingIOError(errno.EBUSY, _STEADY)
+        if keeping is not None:
+            self._drain()
         done = self._read(table.start, words.nbytes)
         results = np.frombuffer(done, np.int64).reshape(-1, 10)[:, calls.RESULT]
         first = len(words) - len(rows) - self._after
@@ -360,7 +364,8 @@ class Foothold:
         if keeping:
             peek = (far, start + 8, 1, socket.MSG_PEEK, 0, 0)
             before.syscall("recvfrom", *peek, want=1)
-            after.syscall("recvfrom", far, start + 8, 1, 0, 0, 0, want=1)
+            for how in (0, socket.MSG_DONTWAIT):  # SIGSTOP ends a wait
+                after.syscall("recvfrom", far, start + 8, 1, how, 0, 0)
         after.syscall("sendto", far, start, 1, socket.MSG_NOSIGNAL, 0, 0, want=1)
         after.syscall("recvfrom", far, start + 8, 1, 0, 0, 0)
         for fd in self._lent:
