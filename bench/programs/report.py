@@ -18,7 +18,7 @@ from sksm.spans import PAGE_SIZE
 _ROWS = {
     "the programs, sum of PSS": lambda now: now.workers_pss_bytes,
     "sksmd": lambda now: now.daemon_pss_bytes,
-    "pool pages that nobody maps": lambda now: now.pool_unmapped_bytes,
+    "pool pages in nobody's page tables": lambda now: now.pool_unmapped_bytes,
     "mappings": lambda now: now.mappings_bytes,
 }
 _OUTCOMES = ("merged", "zero", "stored", "already", "unique", "changed", "refused")
