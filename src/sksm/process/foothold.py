@@ -422,19 +422,23 @@ def _vdso(pid: int) -> Span:
     for mapping in maps.every_mapping(pid):
         if mapping.path == "[vdso]":
             return mapping.span
-    if _vdso_address(pid):
-        raise _another_program()
+    if _vdso_address(pid) or not _auxiliary_vector(pid):
+        raise _another_program()  # or in the middle of execve, or of its end
     raise OSError(errno.ENOEXEC, "it has no vdso")
 
 
 def _vdso_address(pid: int) -> int:
     """Read where the vdso of the program begins that runs just now; 0 if it ended."""
+    return _auxiliary_vector(pid).get(_AT_SYSINFO_EHDR, 0)
+
+
+def _auxiliary_vector(pid: int) -> dict[int, int]:
+    """Read what the kernel told the program at its start (getauxval(3))."""
     try:
-        auxv = Path(f"/proc/{pid}/auxv").read_bytes()
+        data = Path(f"/proc/{pid}/auxv").read_bytes()
     except OSError:
-        return 0
-    words: dict[int, int] = dict(struct.iter_unpack("<QQ", auxv))
-    return words.get(_AT_SYSINFO_EHDR, 0)
+        return {}
+    return {key: word for key, word in struct.iter_unpack("<QQ", data) if key}
 
 
 def _another_program() -> ProcessLookupError:
