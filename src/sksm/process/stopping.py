@@ -145,7 +145,7 @@ class Threads:
                 ptrace.resume(tid, os.WSTOPSIG(status))
 
     def look(self, tid: int) -> int | None:
-        """Give a thread's status as `ptrace.wait` does; a child's end is its parent's."""
+        """Give a thread's status (`ptrace.wait`); a child's end is for its parent."""
         return ptrace.wait(tid, reap=not self._child or tid != self.pid)
 
     def _unheld(self) -> list[int]:
