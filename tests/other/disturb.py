@@ -7,6 +7,7 @@ import time
 
 from sksm.linux import ptrace
 from tests.conftest import poll
+from tests.other.programs import threads_of
 
 # Calls that the kernel ends with EINTR whenever their thread was stopped, by anybody:
 # signal(7), "Interruption of system calls and library functions by stop signals".
@@ -18,12 +19,6 @@ EINTR_BY_ANY_STOP = {
     "sigwaitinfo",
     "recv_timeout",
 }
-
-
-def threads_of(pid):
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return [int(tid) for tid in os.listdir(f"/proc/{pid}/task")]
-    return []
 
 
 def stop_threads(target):

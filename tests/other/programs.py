@@ -36,6 +36,13 @@ def build(folder):
     return built
 
 
+def threads_of(pid):
+    """List the threads of a process; none if it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return [int(tid) for tid in os.listdir(f"/proc/{pid}/task")]
+    return []
+
+
 class Target:
     """A program that runs, and ends with 0 when told unless a byte was wrong."""
 
@@ -96,7 +103,7 @@ class Target:
     def states(self):
         """Give the state letter, and the tracer, of each thread."""
         found = {}
-        for tid in os.listdir(f"/proc/{self.pid}/task"):
+        for tid in threads_of(self.pid):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 path = pathlib.Path(f"/proc/{self.pid}/task/{tid}/status")
                 lines = path.read_text().splitlines()
@@ -132,7 +139,9 @@ class Target:
 
     def end(self, seconds=60.0):
         """Tell it to end and give its exit status."""
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # a byte: others may hold the pipe
+            self.process.stdin.write(b".")
+            self.process.stdin.close()
         return self.process.wait(seconds)
 
     def ends_well(self):
