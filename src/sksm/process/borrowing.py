@@ -12,6 +12,8 @@ import struct
 import time
 from collections.abc import Iterator
 
+import numpy as np
+
 from sksm.linux import calls, libc, ptrace
 from sksm.linux.ptrace import Registers
 from sksm.process import stub
@@ -197,6 +199,39 @@ class Thread:
 
     def _now(self) -> Registers:
         return ptrace.registers(self._tid)
+
+
+# The last of the general registers in a signal frame, as the kernel writes them
+# (struct sigcontext): cs 0x33, gs 0, fs 0, ss 0x2b. Before it: rsp, rip, eflags.
+_SEGMENTS = 0x2B00_0000_0000_0033
+_STACK_BYTES = 1 << 16  # to read at a time
+
+
+def will_return(pid: int, tid: int, code: range) -> bool:
+    """Say whether a held thread, in a signal handler, will return into the stub.
+
+    The end of the stub unblocks signals, and only then restores the registers. If
+    it was left to itself, one that was pending comes just there, and until its
+    handler returns the stub and its frame must stay as they are.
+    """
+    stacks, seen = [ptrace.registers(tid).rsp], set[int]()
+    with open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        while stacks:
+            at = stacks.pop() // 8 * 8
+            while at not in seen:
+                seen.add(at)
+                try:
+                    data = os.pread(memory.fileno(), _STACK_BYTES, at)
+                except OSError:  # beyond the stack
+                    break
+                words = np.frombuffer(data[: len(data) // 8 * 8], np.uint64)
+                for index in np.flatnonzero(words[3:] == _SEGMENTS).tolist():
+                    rsp, rip = words[index : index + 2].tolist()
+                    if rip in code:
+                        return True
+                    stacks.append(rsp)  # of the handler that this one interrupted
+                at += _STACK_BYTES
+    return False
 
 
 _RSEQ_CS = 8  # offset of `rseq_cs` in struct rseq (include/uapi/linux/rseq.h)

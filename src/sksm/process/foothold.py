@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import dataclasses
 import errno
 import os
 import socket
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from sksm.errors import SksmError
 from sksm.linux import calls, libc, maps, ptrace
 from sksm.process import stub
-from sksm.process.borrowing import Interrupted, Thread
+from sksm.process.borrowing import Interrupted, Thread, will_return
 from sksm.process.reading import read_bytes, write_bytes
 from sksm.process.stopping import Threads
 from sksm.spans import PAGE_SIZE, Span
@@ -99,24 +100,31 @@ class Foothold:
 
     def _install(self, held: list[int]) -> None:
         me = stub.Owner(os.getpid(), _born(os.getpid()), self.workspace.start)
+        # Until what is left of one before is cleared away, it has to be found again.
+        heir = dataclasses.replace(self._before or me, pid=me.pid, born=me.born)
         moved = _vdso_address(self.pid) != self._vdso.start
-        if moved or self._find() not in (self._found, (self._found[0], me)):
+        known = (self._before, heir, me)
+        if moved or self._find() not in [(self._found[0], owner) for owner in known]:
             raise _another_program()
         inside = range(self._code, self._code + len(stub.CODE))
-        if any(ptrace.registers(tid).rip in inside for tid in held):
+        if any(ptrace.registers(tid).rip in inside for tid in held) or (
+            self._before and any(will_return(self.pid, tid, inside) for tid in held)
+        ):
             raise BlockingIOError(errno.EBUSY, "what was begun there is not at its end")
         self.threads.filters.require_harmless(held[0])
-        ptrace.poke(held[0], self._code, stub.image(me))
+        ptrace.poke(held[0], self._code, stub.image(heir))
         try:
             with Thread(self.threads, held[0], self._code).calling() as thread:
                 thread.block_signals()
                 if self._before:
                     self._clear_away(thread, self._before.workspace)
+                    mine = struct.pack("<Q", me.workspace)
+                    ptrace.poke(held[0], self._code + stub.WORKSPACE_AT, mine)
                 self._furnish(thread)
         except OSError:
             with contextlib.suppress(OSError):  # it has ended, or could not be held
                 if ptrace.registers(held[0]).rip not in inside:
-                    ptrace.poke(held[0], self._code, bytes(stub.SIZE))
+                    self._erase(held[0])
             raise
 
     def _furnish(self, thread: Thread) -> None:
@@ -192,7 +200,12 @@ class Foothold:
             for fd in self._lent:
                 thread.call("close", fd)
             thread.call("munmap", self.workspace.start, self.workspace.size)
-        ptrace.poke(tid, self._code, bytes(stub.SIZE))
+        self._erase(tid)
+
+    def _erase(self, tid: int) -> None:
+        """Clear the stub; until that is done, it is found by its beginning."""
+        ptrace.poke(tid, self._code + stub.MARK, bytes(stub.SIZE - stub.MARK))
+        ptrace.poke(tid, self._code, bytes(stub.MARK))
 
     def _verify(self) -> None:
         """See that all is as we left it: the program, and its descriptors.
@@ -455,7 +468,8 @@ def _born(pid: int) -> int:
 
 
 def _lives(owner: stub.Owner) -> bool:
-    return owner.pid != os.getpid() and _born(owner.pid) == owner.born
+    mine = owner.pid == os.getpid()
+    return not mine and 0 < owner.born == _born(owner.pid)  # 0: it was killed at once
 
 
 def _largest_hole(pid: int) -> Span:

@@ -85,7 +85,9 @@ ONCE, ROW = 0, 4  # offsets of the two entries
 _FRAME = struct.Struct("<14Q")
 _TAIL = struct.Struct("<4Q")  # signals to block, and an `Owner`
 BLOCKED_AT = len(CODE) + _FRAME.size
+WORKSPACE_AT = BLOCKED_AT + 24
 SIZE = BLOCKED_AT + _TAIL.size
+MARK = 32  # so many bytes of CODE are found nowhere else
 
 # Registers of a stub's frame, in its order, behind the signal mask and the flags.
 _SAVED = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "r8", "r9", "r10", "r11")
@@ -118,7 +120,7 @@ def find(content: bytes) -> tuple[int, Owner | None]:
     Raises:
         OSError: ENOEXEC if there is neither.
     """
-    at = content.find(CODE)
+    at = content.find(CODE[:MARK])  # all of it, unless its owner was killed just then
     if at >= 0:
         _, *owner = _TAIL.unpack_from(content, at + BLOCKED_AT)
         return at, Owner(*owner)
