@@ -203,7 +203,7 @@ class Thread:
 
 # The last of the general registers in a signal frame, as the kernel writes them
 # (struct sigcontext): cs 0x33, gs 0, fs 0, ss 0x2b. Before it: rsp, rip, eflags.
-_SEGMENTS = 0x2B00_0000_0000_0033
+_SEGMENTS = 0x2B << 48 | 0x33
 _STACK_BYTES = 1 << 16  # to read at a time
 
 
