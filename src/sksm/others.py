@@ -26,8 +26,10 @@ from sksm.process import (
     EXCHANGE_PAGES,
     domain,
     guards,
+    pages_of,
     permission,
     runtimes,
+    spans_of,
     status,
 )
 from sksm.process.domain import Domain
@@ -140,6 +142,7 @@ class _Crew:
         self._outcomes = {outcome.pid: outcome for outcome in outcomes}
         self._scope = contextlib.ExitStack()
         self._spaces: dict[int, OtherProcess] = {}
+        self._hot: dict[int, npt.NDArray[np.int64]] = {}  # numbers of pages
 
     def merge(self) -> None:
         with self._scope, self._store.lease():
@@ -171,6 +174,9 @@ class _Crew:
                 del self._spaces[pid]
             hot = self._await_steady(estimate, watches, started)
         cold = estimate.apart(hot) if hot else estimate
+        self._hot = {
+            pid: estimate.holdings[pid].numbers[flags] for pid, flags in hot.items()
+        }
         for pid in estimate.holdings:
             outcome = self._outcomes[pid]
             outcome.figures = cold.figures(pid)
@@ -222,7 +228,7 @@ class _Crew:
             self._outcomes[pid].pss_before = pss(pid)
         for pid, space in self._spaces.items():
             outcome = self._outcomes[pid]
-            spans = estimate.twins(pid)
+            spans = self._cold(pid, estimate.twins(pid))
             pages = sum(span.pages for span in spans)
             tell = self._step(f"merging {pid}", pages)
             with _failures_of(outcome):
@@ -231,6 +237,12 @@ class _Crew:
             outcome.report.refuse(HOT, outcome.hot_bytes // PAGE_SIZE)
         for pid in self._spaces:
             self._outcomes[pid].pss_after = pss(pid)
+
+    def _cold(self, pid: int, spans: list[Span]) -> list[Span]:
+        """Leave the hot pages out of spans that go across them."""
+        hot = self._hot.get(pid, np.empty(0, np.int64))
+        numbers = pages_of(spans)
+        return spans_of(numbers[~np.isin(numbers, hot, assume_unique=True)])
 
 
 def unmerge(pids: Sequence[int], step: Step) -> list[Outcome]:

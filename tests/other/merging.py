@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 import traceback
 
 from sksm.engines.pool import PoolEngine
@@ -50,8 +51,13 @@ def merge_in_turns(targets, going_on):
 
 
 def merge_for_ever(target, tell):
-    """Merge into one pool after another; calls `tell` each time before it begins."""
+    """Merge into one pool after another; calls `tell` each time before it begins.
+
+    Some waits end with EINTR at every stop, and begin anew (signal(7)): between two
+    merges there is time for them.
+    """
     while True:
+        time.sleep(0.05)
         store = LocalStore()
         tell()
         with contextlib.closing(store), contextlib.suppress(BlockingIOError):

@@ -56,7 +56,7 @@ def test_a_program_that_could_not_be_stopped_once_is_merged_the_next_time(target
         if not busy.happened:
             break
     assert number > 5, "hardly an attempt was made"
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     one.goes_on()
     assert not [link for link in one.links() if "sksm" in link or "userfault" in link]
     one.ends_well()

@@ -255,6 +255,7 @@ def _count(
         report.add(zero=run.shared)
     else:
         stored = int(fresh[run.first : run.stop].sum())
+        stored -= sum(int(fresh[first:stop].sum()) for first, stop in run.own)
         report.add(stored=stored, merged=run.shared - stored)
 
 

@@ -161,6 +161,10 @@ class CallList:
         """Add a system call by its name in `libc.SYS`. Gives its row."""
         return self.call(libc.SYS[name], *args, want=want)
 
+    def otherwise(self, row: int, there: int) -> None:
+        """Go on at another row, or behind the last, if `row` has another result."""
+        self._rows[row][OTHERWISE] = there
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -42,6 +42,8 @@ _HUGE = 2 << 20
 # How long the stub waits for us at the end of a table. We may have been stopped.
 _PATIENCE = struct.pack("@ll", 2, 0)
 _AT_SYSINFO_EHDR = 33  # include/uapi/linux/auxvec.h
+_PEEKS = 4
+_PAUSE_SECONDS = 0.1  # before trying again to leave
 _TRIES = 20  # against signals that come first
 _STEADY = "signals keep coming"
 
@@ -183,11 +185,12 @@ class Foothold:
             return
         try:
             for _ in range(_TRIES):
-                with contextlib.suppress(Interrupted):
+                with contextlib.suppress(Interrupted, BlockingIOError):
                     with self.threads.all_stopped() as held:
                         self._verify()
                         self._uninstall(held[0])
                     return
+                self.threads.settle(_PAUSE_SECONDS)
         finally:
             self._line.close()
             self._line = None
@@ -218,7 +221,15 @@ class Foothold:
         for theirs, ours in self._lent.items():
             if not ptrace.same_file(self.pid, theirs, ours):
                 self._verify_program()
+                if not self._link(theirs) and self._ends():
+                    raise ProcessLookupError(errno.ESRCH, "it is about to end")
                 raise OSError(errno.EBADF, "it closed descriptors it did not open")
+
+    def _ends(self) -> bool:
+        """Say whether it has no descriptors any more: the end has begun."""
+        with contextlib.suppress(OSError):
+            return not os.listdir(f"/proc/{self.pid}/fd")
+        return True
 
     def _verify_program(self) -> None:
         if self._read(self._code, len(stub.CODE)) != stub.CODE:
@@ -375,12 +386,16 @@ class Foothold:
         before.syscall("rt_sigprocmask", calls.SIG_SETMASK, blocked, 0, 8)
         before.syscall("sendto", far, start, 1, socket.MSG_NOSIGNAL, 0, 0, want=1)
         if keeping:
-            peek = (far, start + 8, 1, socket.MSG_PEEK, 0, 0)
-            before.syscall("recvfrom", *peek, want=1)
-            for how in (0, socket.MSG_DONTWAIT):  # SIGSTOP ends a wait
-                after.syscall("recvfrom", far, start + 8, 1, how, 0, 0)
+            for _ in range(_PEEKS):  # a stop signal ends a wait; the last one counts
+                peek = (far, start + 8, 1, socket.MSG_PEEK, 0, 0)
+                before.syscall("recvfrom", *peek, want=1)
+            after.syscall("recvfrom", far, start + 8, 1, socket.MSG_DONTWAIT, 0, 0)
         after.syscall("sendto", far, start, 1, socket.MSG_NOSIGNAL, 0, 0, want=1)
-        after.syscall("recvfrom", far, start + 8, 1, 0, 0, 0)
+        wait = (far, start + 8, 1, 0, 0, 0)
+        waiting = after.syscall("recvfrom", *wait, want=-errno.EINTR)
+        again = after.syscall("getpid", want=-1)
+        after.otherwise(waiting, again + 1)  # unless a stop signal ended the wait
+        after.otherwise(again, waiting)
         for fd in self._lent:
             after.syscall("close", fd)
         parts, first = [before.words(), rows.copy(), after.words()], 0

@@ -14,6 +14,7 @@ PINNED = "a device or io_uring holds memory of this process pinned (VmPin)"
 
 OURS = "it is this process, or one above it: they would wait for each other"
 ENDED = "it has ended, and waits for its parent to notice (zombie)"
+HEADLESS = "its main thread has ended, and the others cannot be looked at without it"
 NO_MEMORY = "it has no memory of its own: a kernel thread"
 STRICT = "seccomp strict mode would kill it for any system call made in its place"
 NARROW = "it is a 32-bit process"
@@ -118,6 +119,7 @@ def _objection_by_status(pid: int) -> str | None:
     tracer = int(found["TracerPid"])
     objections = (
         (OURS, int(found["Tgid"]) in _above_us()),
+        (HEADLESS, found["State"].startswith("Z") and found["Threads"] != "1"),
         (ENDED, found["State"].startswith(("Z", "X"))),
         (NO_MEMORY, "VmSize" not in found),
         (_traced(tracer) if tracer else "", tracer),

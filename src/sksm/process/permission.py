@@ -31,13 +31,16 @@ def require_memory(pid: int) -> None:
 
     Raises:
         ProcessGone: there is none (any more).
-        Unsupported: a kernel thread, or one thread of a process.
+        Unsupported: a kernel thread, one thread of a process, or one whose main
+            thread has ended.
         NotPermitted: /proc hides it.
     """
     try:
         found = status.read(pid)
     except OSError as error:
         raise explain(pid, error) from error
+    if found["State"].startswith("Z") and found["Threads"] != "1":
+        raise Unsupported(f"process {pid}: {guards.HEADLESS}")
     if found["State"].startswith(("Z", "X")):
         raise ProcessGone(f"process {pid}: {guards.ENDED}")
     if found["Tgid"] != str(pid):

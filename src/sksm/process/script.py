@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sksm.linux import calls, libc, userfaultfd
-from sksm.process import CHANGED, DONE, Exchange
+from sksm.process import BUSY, CHANGED, DONE, Exchange
 from sksm.spans import PAGE_SIZE, Span
 
 # Compared at a time when memory may vanish: half an L2 cache.
@@ -54,8 +54,14 @@ class Script:
             self._move(spare, span)
 
     def run(self) -> list[int]:
-        """Carry out; give each item's verdict: `DONE`, `CHANGED` or an errno."""
+        """Carry out; give each item's verdict: `DONE`, `CHANGED` or an errno.
+
+        Raises:
+            BlockingIOError: a signal came between, and nothing was done.
+        """
         done = self._calls.run()
+        if self._items and not done.ran[0]:
+            raise BlockingIOError(errno.EBUSY, BUSY)
         verdicts = [_verdict(done, rows, compares) for rows, compares in self._items]
         failed = [
             rows
