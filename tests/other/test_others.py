@@ -366,7 +366,7 @@ def test_a_process_whose_main_thread_ended_is_an_outcome(holder):
     headless.subject.tell("end_main_thread()")
     poll(lambda: status_of(headless.pid, "State").startswith("Z"))
     outcomes = merge(one, headless, two)
-    assert isinstance(outcomes[1].error, ProcessGone)
+    assert isinstance(outcomes[1].error, Unsupported)
     assert_merged(one, two)
     assert status_of(f"{headless.pid}/task/{tid}", "TracerPid") == "0"
 
