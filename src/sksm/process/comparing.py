@@ -5,19 +5,26 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sksm.linux import libc
 from sksm.process import Exchange
 from sksm.spans import PAGE_SIZE
 
 _PIECE_BYTES = 64 * PAGE_SIZE  # both sides stay in the cache
+_THREADS = 2
 _VIEW_BYTES = 1 << 42  # of addresses for a pool: 4 TiB
 
 
 class Comparison:
     """One pool, beside the memory of one process.
+
+    Copying the process's pages takes longest, so two threads do it: the kernel and
+    memcmp(3) work without the interpreter.
 
     Args:
         mem: an open /proc/PID/mem. Reading it pins nothing.
@@ -26,46 +33,60 @@ class Comparison:
 
     def __init__(self, mem: int, pool: int) -> None:
         self._mem = mem
-        self._copy = np.zeros(_PIECE_BYTES, np.uint8)
+        self._copies = [np.zeros(_PIECE_BYTES, np.uint8) for _ in range(_THREADS)]
         self._zeros = np.zeros(_PIECE_BYTES, np.uint8)
+        self._executor = ThreadPoolExecutor(_THREADS)
         flags = libc.MAP_SHARED | libc.MAP_NORESERVE
         # Its pages are met again for each process, and mapped here once.
         self._view = libc.mmap(None, _VIEW_BYTES, libc.PROT_READ, flags, pool, 0)
 
     def close(self) -> None:
         """Unmap the pool."""
+        self._executor.shutdown()
         libc.munmap(self._view, _VIEW_BYTES)
 
-    def equal(self, item: Exchange) -> bool:
-        """Say whether the pages of `item`, but for its own ones, equal their twins.
+    def equal(self, items: Sequence[Exchange]) -> list[bool]:
+        """Say which items' pages, but for their own ones, equal their twins.
 
         Pages that are gone equal nothing.
         """
-        edges = [0, *itertools.chain.from_iterable(item.own), item.span.pages]
-        return all(
-            self._equal(item, first * PAGE_SIZE, stop * PAGE_SIZE)
-            for first, stop in zip(edges[::2], edges[1::2], strict=True)
-        )
+        pieces = [(at, *piece) for at, item in enumerate(items) for piece in _cut(item)]
+        parts = [pieces[first::_THREADS] for first in range(_THREADS)]
+        different: set[int] = set()
+        for found in self._executor.map(self._different, parts, self._copies):
+            different |= found
+        return [at not in different for at in range(len(items))]
 
-    def _equal(self, item: Exchange, first: int, stop: int) -> bool:
-        copy = self._copy.ctypes.data
-        there = self._zeros.ctypes.data
-        for at in range(first, stop, _PIECE_BYTES):
-            size = min(_PIECE_BYTES, stop - at)
-            if not self._read(item.span.start + at, size):
-                return False
-            if item.slot is not None:
-                there = self._view + item.slot * PAGE_SIZE + at
+    def _different(
+        self, pieces: list[tuple[int, int, int | None, int]], copy: NDArray[np.uint8]
+    ) -> set[int]:
+        """Compare pieces (item, address, offset in the pool, size) one by one."""
+        found: set[int] = set()
+        for at, address, offset, size in pieces:
+            there = self._zeros.ctypes.data if offset is None else self._view + offset
             # SAFETY: a buffer of ours; the pool's file reaches as far as its slots,
             # and cannot shrink.
-            if libc.memcmp(copy, there, size):
-                return False
-        return True
+            if at not in found and (
+                not self._read(address, copy[:size])
+                or libc.memcmp(copy.ctypes.data, there, size)
+            ):
+                found.add(at)
+        return found
 
-    def _read(self, address: int, size: int) -> bool:
+    def _read(self, address: int, into: NDArray[np.uint8]) -> bool:
         try:
-            return os.preadv(self._mem, [self._copy.data[:size]], address) == size
+            return os.preadv(self._mem, [into.data], address) == len(into)
         except OSError as error:
             if error.errno not in (errno.EIO, errno.EFAULT):
                 raise
             return False
+
+
+def _cut(item: Exchange) -> Iterator[tuple[int, int | None, int]]:
+    """Cut an item into pieces: address, offset in the pool, size."""
+    edges = [0, *itertools.chain.from_iterable(item.own), item.span.pages]
+    for first, stop in zip(edges[::2], edges[1::2], strict=True):
+        for at in range(first * PAGE_SIZE, stop * PAGE_SIZE, _PIECE_BYTES):
+            size = min(_PIECE_BYTES, stop * PAGE_SIZE - at)
+            offset = None if item.slot is None else item.slot * PAGE_SIZE + at
+            yield item.span.start + at, offset, size

@@ -191,7 +191,7 @@ class OtherProcess:
     def _exchange(self, pool: int, exchanges: list[Exchange]) -> list[int]:
         there, comparison = self._pool_there(pool)
         with self._still([item.span for item in exchanges]) as hold:
-            equal = [comparison.equal(item) for item in exchanges]
+            equal = comparison.equal(exchanges)
             if not any(equal):
                 return [CHANGED] * len(exchanges)
             held = hold()
