@@ -61,7 +61,8 @@ class Merger:
 
     def kill(self):
         os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        _, status = os.waitpid(self.pid, 0)
+        assert os.WIFSIGNALED(status), "the merger ended by itself"
         os.close(self._told)
 
 
@@ -83,6 +84,7 @@ def end(target, kills):
     store = LocalStore()
     with contextlib.closing(store):
         poll(lambda: merging.settled(merging.merge(target, store)))
+        assert merging.merge(target, store).already > 0
     unharmed(target, kills)
     print(f"left: {sorted(ours(target))}, {strays(target)}")
     target.ends_well()
@@ -174,4 +176,29 @@ def test_a_merge_killed_at_any_system_call_leaves_a_program_that_goes_on(
     print(
         f"{program[0]}: {kills} kills at {calls} steps; threads were held at {within}"
     )
+    end(one, kills)
+
+
+@pytest.mark.parametrize(
+    "kills", [8, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
+def test_the_next_merge_waits_for_what_a_killed_one_left_to_itself(target, kills):
+    """A signal that was pending comes before a thread's registers are restored.
+
+    While its handler runs, the stub and the frame to restore from must stay.
+    """
+    one = target("handlers")
+    whole = Steps(one)
+    calls = whole.run(1 << 30)
+    for number in range(kills):
+        merger = Steps(one)
+        merger.run(calls // 6 + calls // 2 * number // kills)
+        if merger.pid and held(one, merger.pid):
+            os.kill(one.pid, signal.SIGALRM)
+        merger.kill()
+        for _ in range(6):
+            store = LocalStore()
+            with contextlib.closing(store):
+                merging.merge(one, store)
+        assert one.process.poll() is None, one
     end(one, kills)
