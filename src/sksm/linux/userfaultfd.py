@@ -59,19 +59,6 @@ class uffdio_writeprotect(Structure):
 # dtype; its first two fields are the struct uffdio_range that UFFDIO_WAKE takes.
 WRITEPROTECT = np.dtype([("start", "<u8"), ("len", "<u8"), ("mode", "<u8")])
 
-# struct uffd_msg, for a page fault.
-UFFD_MSG = np.dtype(
-    [
-        ("event", "u1"),
-        ("reserved", "u1", 7),
-        ("flags", "<u8"),
-        ("address", "<u8"),
-        ("feat", "<u8"),
-    ]
-)
-UFFD_EVENT_PAGEFAULT = 0x12
-_MOST_FAULTS = 64  # read at a time
-
 UFFDIO_API = IOWR(UFFD_API, 0x3F, uffdio_api)
 UFFDIO_REGISTER = IOWR(UFFD_API, 0x00, uffdio_register)
 UFFDIO_UNREGISTER = IOR(UFFD_API, 0x01, uffdio_range)
@@ -129,21 +116,6 @@ def write_protect(fd: int, span: Span, *, on: bool) -> None:
 def wake(fd: int, span: Span) -> None:
     """Have those look again who wait to write to `span`."""
     fcntl.ioctl(fd, UFFDIO_WAKE, uffdio_range(span.start, span.size))
-
-
-def faults(fd: int) -> list[int]:
-    """List the addresses at which somebody has begun to wait since the last time.
-
-    Args:
-        fd: a userfaultfd that does not block.
-    """
-    found = np.empty(_MOST_FAULTS, UFFD_MSG)
-    try:
-        size = os.readv(fd, [found.data.cast("B")])
-    except BlockingIOError:
-        return []
-    some = found[: size // UFFD_MSG.itemsize]
-    return [int(at) for at in some["address"][some["event"] == UFFD_EVENT_PAGEFAULT]]
 
 
 def register(fd: int, span: Span) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -33,35 +34,41 @@ class Comparison:
 
     def __init__(self, mem: int, pool: int) -> None:
         self._mem = mem
-        self._copies = [np.zeros(_PIECE_BYTES, np.uint8) for _ in range(_THREADS)]
+        self._own = threading.local()  # a buffer for each thread of ours
         self._zeros = np.zeros(_PIECE_BYTES, np.uint8)
-        self._executor = ThreadPoolExecutor(_THREADS)
+        self._executor = ThreadPoolExecutor(_THREADS, initializer=self._prepare)
         flags = libc.MAP_SHARED | libc.MAP_NORESERVE
         # Its pages are met again for each process, and mapped here once.
         self._view = libc.mmap(None, _VIEW_BYTES, libc.PROT_READ, flags, pool, 0)
+
+    def _prepare(self) -> None:
+        self._own.copy = np.zeros(_PIECE_BYTES, np.uint8)
 
     def close(self) -> None:
         """Unmap the pool."""
         self._executor.shutdown()
         libc.munmap(self._view, _VIEW_BYTES)
 
-    def equal(self, items: Sequence[Exchange]) -> list[bool]:
-        """Say which items' pages, but for their own ones, equal their twins.
+    def begin(self, items: Sequence[Exchange]) -> Callable[[], list[bool]]:
+        """Begin to compare; gives what waits for the end of it.
 
-        Pages that are gone equal nothing.
+        That says which items' pages, but for their own ones, equal their twins. Pages
+        that are gone equal nothing.
         """
         pieces = [(at, *piece) for at, item in enumerate(items) for piece in _cut(item)]
-        parts = [pieces[first::_THREADS] for first in range(_THREADS)]
-        different: set[int] = set()
-        for found in self._executor.map(self._different, parts, self._copies):
-            different |= found
-        return [at not in different for at in range(len(items))]
+        parts = (pieces[first::_THREADS] for first in range(_THREADS))
+        begun = [self._executor.submit(self._different, part) for part in parts]
 
-    def _different(
-        self, pieces: list[tuple[int, int, int | None, int]], copy: NDArray[np.uint8]
-    ) -> set[int]:
+        def equal() -> list[bool]:
+            different = set().union(*(future.result() for future in begun))
+            return [at not in different for at in range(len(items))]
+
+        return equal
+
+    def _different(self, pieces: list[tuple[int, int, int | None, int]]) -> set[int]:
         """Compare pieces (item, address, offset in the pool, size) one by one."""
         found: set[int] = set()
+        copy: NDArray[np.uint8] = self._own.copy
         for at, address, offset, size in pieces:
             there = self._zeros.ctypes.data if offset is None else self._view + offset
             # SAFETY: a buffer of ours; the pool's file reaches as far as its slots,

@@ -5,27 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from sksm.linux import calls, libc, maps, userfaultfd
-from sksm.process import CHANGED, DONE, EXCHANGE_PAGES, Exchange, guards
+from sksm.linux import libc, maps, userfaultfd
+from sksm.process import DONE, Exchange, guards
 from sksm.process.allowance import Allowance
 from sksm.process.comparing import Comparison
-from sksm.process.foothold import Foothold, There
+from sksm.process.exchanging import Exchanging, Site
+from sksm.process.foothold import Foothold
 from sksm.process.reading import read_unpinned
-from sksm.process.script import RemoteScript
 from sksm.process.stopping import Threads
 from sksm.process.watching import Barrier, WriteWatch
 from sksm.spans import PAGE_SIZE, Span
 
-_MOST_PAGES = 2048  # exchanged in one stop, if they are compared before
-_MOST_AT_ONCE = 64  # exchanges in one stop
-_PAUSES = (0.001, 0.01, 0.1)  # seconds before stopping it again, if it would not
 UNPROTECTED = "it may be written to meanwhile (a file's private mapping)"
 EVERYTHING = Span(0, 1 << 56)  # as far as five levels of page tables reach
 
@@ -174,60 +170,9 @@ class OtherProcess:
         threads are held for the exchange only. If system calls that write would fail
         instead of waiting, all are held for the comparison, too.
         """
-        most = _MOST_PAGES if self._barrier().whole else EXCHANGE_PAGES
-        verdicts: list[int] = []
-        for some in _slices(exchanges, most):
-            attempt = functools.partial(self._exchange, pool, some)
-            verdicts += self._persist(attempt, len(some))
-        return verdicts
-
-    def _persist(self, attempt: Callable[[], list[int]], count: int) -> list[int]:
-        for pause in _PAUSES:
-            with contextlib.suppress(BlockingIOError):
-                return attempt()
-            self._threads.settle(pause)
-        return [errno.EBUSY] * count
-
-    def _exchange(self, pool: int, exchanges: list[Exchange]) -> list[int]:
         there, comparison = self._pool_there(pool)
-        with self._still([item.span for item in exchanges]) as hold:
-            equal = comparison.equal(exchanges)
-            if not any(equal):
-                return [CHANGED] * len(exchanges)
-            held = hold()
-            callers = self._barrier().callers() if self._protected else []
-            chosen = [
-                item
-                for item, same in zip(exchanges, equal, strict=True)
-                if same and not _meets(callers, item.span) and self._unchanged(item)
-            ]
-            script = self._script(there, held)
-            for item in chosen:
-                span = item.span
-                at = self._established().spare(span.size, span.start) if item.own else 0
-                script.add(item, at)
-            done = dict(zip(chosen, script.run(), strict=True)) if chosen else {}
-        self._tidy(script.left_over)
-        return [done.get(item, CHANGED) for item in exchanges]
-
-    @contextlib.contextmanager
-    def _still(self, spans: Sequence[Span]) -> Iterator[Callable[[], list[int]]]:
-        """Hold off writers to `spans`; gives what holds all threads as well."""
-        barrier = self._barrier()
-        with contextlib.ExitStack() as scope:
-            held: list[int] = []
-            if self._protected:
-                if not barrier.whole:
-                    held = scope.enter_context(self._threads.all_stopped())
-                for span in spans:
-                    scope.callback(barrier.lower_at, span)
-                    with contextlib.suppress(FileNotFoundError):  # unmapped meanwhile
-                        barrier.raise_at(span)
-            yield lambda: held or scope.enter_context(self._threads.all_stopped())
-
-    def _script(self, pool: int, held: list[int]) -> RemoteScript:
-        keeping = self._barrier().fd if self._protected else None
-        return RemoteScript(There(self._established(), held, keeping), pool)
+        work = Exchanging(self._site(), there, comparison, self._unchanged)
+        return work.run(exchanges)
 
     def privatise(self, span: Span, prot: int) -> None:
         """Give `span` anonymous pages of its own that hold the same bytes.
@@ -235,26 +180,26 @@ class OtherProcess:
         Raises:
             OSError: ENOMEM, EBUSY, and so on, with everything as it was.
         """
+        left_over: list[Span] = []
         with self.protected(span):
-            (verdict,) = self._persist(lambda: self._privatise(span, prot), 1)
+            site = self._site()
+
+            def attempt(held: list[int]) -> list[int]:
+                script = site.script(held)
+                script.copy(span, site.spare(span), prot)
+                with site.kept([span]):
+                    verdicts = script.run()
+                left_over.extend(script.left_over)
+                return verdicts
+
+            (verdict,) = site.persist(attempt, 1)
+        site.tidy(left_over)
         if verdict != DONE:
             raise OSError(verdict, f"un-merging {span}: {os.strerror(verdict)}")
 
-    def _privatise(self, span: Span, prot: int) -> list[int]:
-        with self._still([span]) as hold:
-            script = self._script(-1, hold())
-            script.copy(span, self._established().spare(span.size, span.start), prot)
-            verdicts = script.run()
-        self._tidy(script.left_over)
-        return verdicts
-
-    def _tidy(self, spans: list[Span]) -> None:
-        """Unmap what did not take the place of pages."""
-        if spans:
-            rows = calls.CallList(There(self._established()))
-            for span in spans:
-                rows.syscall("munmap", span.start, span.size)
-            rows.run()
+    def _site(self) -> Site:
+        barrier = self._barrier() if self._protected else None
+        return Site(self._established(), barrier)
 
     def _unchanged(self, item: Exchange) -> bool:
         """See whether the mappings are what they were when it was planned."""
@@ -299,21 +244,3 @@ class OtherProcess:
         if self._raised is None:
             self._raised = Barrier(self._established())
         return self._raised
-
-
-def _meets(addresses: Iterable[int], span: Span) -> bool:
-    return any(span.start <= address < span.stop for address in addresses)
-
-
-def _slices(exchanges: Sequence[Exchange], most: int) -> Iterator[list[Exchange]]:
-    """Cut a list into what is done at a time, `most` pages."""
-    some: list[Exchange] = []
-    room = most
-    for item in exchanges:
-        if some and (item.span.pages > room or len(some) == _MOST_AT_ONCE):
-            yield some
-            some, room = [], most
-        some.append(item)
-        room -= item.span.pages
-    if some:
-        yield some

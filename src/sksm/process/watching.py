@@ -70,7 +70,6 @@ class Barrier:
 
     def __init__(self, foothold: Foothold) -> None:
         self.fd, self.whole = open_there(foothold, 0)
-        os.set_blocking(self.fd, False)
 
     def raise_at(self, span: Span) -> None:
         """Make who writes to `span` wait, from now on."""
@@ -82,10 +81,6 @@ class Barrier:
             userfaultfd.write_protect(self.fd, span, on=False)
         with contextlib.suppress(OSError):
             userfaultfd.wake(self.fd, span)
-
-    def callers(self) -> list[int]:
-        """List the addresses at which somebody has begun to wait."""
-        return userfaultfd.faults(self.fd)
 
 
 FORBIDDEN = "it may not create a userfaultfd (seccomp), so writers cannot be held off"

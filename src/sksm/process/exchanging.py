@@ -1,0 +1,184 @@
+"""The order of work when pages of another process are exchanged.
+
+Writers are held off, pages compared, all threads held, pages exchanged, threads let
+go, writers let in. While threads are held for some pages, the next are compared.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+from sksm.linux import calls
+from sksm.process import CHANGED, EXCHANGE_PAGES, Exchange
+from sksm.process.comparing import Comparison
+from sksm.process.foothold import Foothold, There
+from sksm.process.script import RemoteScript
+from sksm.process.watching import Barrier
+from sksm.spans import Span
+
+_MOST_PAGES = 1024  # exchanged in one stop, if they are compared before
+_MOST_AT_ONCE = 64  # exchanges in one stop
+_PAUSES = (0.001, 0.01, 0.1)  # seconds before stopping it again, if it would not
+
+Attempt = Callable[[list[int]], list[int]]  # threads held -> verdicts
+
+
+class Site:
+    """Memory of a process in which pages are exchanged.
+
+    Args:
+        foothold: in that process.
+        barrier: what holds writers off; None if nobody can write.
+    """
+
+    def __init__(self, foothold: Foothold, barrier: Barrier | None) -> None:
+        self._foothold, self._barrier = foothold, barrier
+
+    def script(self, held: list[int], pool: int = -1) -> RemoteScript:
+        """Begin a script for threads that are held."""
+        keeping = self._barrier.fd if self._barrier else None
+        return RemoteScript(There(self._foothold, held, keeping), pool)
+
+    def spare(self, span: Span) -> int:
+        """Give unused addresses at which to build what will replace `span`."""
+        return self._foothold.spare(span.size, span.start)
+
+    @property
+    def shy(self) -> bool:
+        """Whether writers must not meet the barrier: their calls would fail."""
+        return self._barrier is not None and not self._barrier.whole
+
+    @contextlib.contextmanager
+    def kept(self, spans: Sequence[Span]) -> Iterator[None]:
+        """Hold writers to `spans` off."""
+        with contextlib.ExitStack() as scope:
+            for span in spans if self._barrier else ():
+                assert self._barrier
+                scope.callback(self._barrier.lower_at, span)
+                with contextlib.suppress(FileNotFoundError):  # unmapped meanwhile
+                    self._barrier.raise_at(span)
+            yield
+
+    def persist(self, attempt: Attempt, count: int) -> list[int]:
+        """Hold all threads and make an attempt; several, if they would not stop.
+
+        Returns:
+            Its verdicts, or `count` times EBUSY.
+        """
+        threads = self._foothold.threads
+        for pause in _PAUSES:
+            with contextlib.suppress(BlockingIOError), threads.all_stopped() as held:
+                return attempt(held)
+            threads.settle(pause)
+        return [errno.EBUSY] * count
+
+    def tidy(self, spans: Sequence[Span]) -> None:
+        """Unmap what did not take the place of pages."""
+        if spans:
+            script = calls.CallList(There(self._foothold))
+            for span in spans:
+                script.syscall("munmap", span.start, span.size)
+            script.run()
+
+
+class Exchanging:
+    """Exchanges pages with those of one pool.
+
+    Args:
+        site: where.
+        pool: its descriptor in that process.
+        comparison: of both.
+        unchanged: says whether an exchange still fits the mappings.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        pool: int,
+        comparison: Comparison,
+        unchanged: Callable[[Exchange], bool],
+    ) -> None:
+        self._site, self._pool = site, pool
+        self._comparison, self._unchanged = comparison, unchanged
+        self._left_over: list[Span] = []
+
+    def run(self, exchanges: Sequence[Exchange]) -> list[int]:
+        """Give the verdicts; see `AddressSpace.exchange`."""
+        verdicts = list(
+            self._shyly(exchanges) if self._site.shy else self._go(exchanges)
+        )
+        self._site.tidy(self._left_over)
+        return verdicts
+
+    def _go(self, exchanges: Sequence[Exchange]) -> Iterator[int]:
+        with contextlib.ExitStack() as scope:
+            ahead: collections.deque[Callable[[], list[int]]] = collections.deque()
+            for some in _slices(exchanges, _MOST_PAGES):
+                ahead.append(scope.enter_context(self._prepared(some)))
+                if len(ahead) > 1:
+                    yield from ahead.popleft()()
+            while ahead:
+                yield from ahead.popleft()()
+
+    @contextlib.contextmanager
+    def _prepared(self, some: list[Exchange]) -> Iterator[Callable[[], list[int]]]:
+        """Hold writers off and begin to compare; gives what does the rest."""
+        with contextlib.ExitStack() as kept:
+            kept.enter_context(self._site.kept([item.span for item in some]))
+            compared = self._comparison.begin(some)
+
+            def conclude() -> list[int]:
+                equal = compared()
+                if not any(equal):
+                    verdicts = [CHANGED] * len(some)
+                else:
+                    verdicts = self._site.persist(
+                        lambda held: self._replace(some, equal, held), len(some)
+                    )
+                kept.close()
+                return verdicts
+
+            yield conclude
+
+    def _shyly(self, exchanges: Sequence[Exchange]) -> Iterator[int]:
+        """Compare while all threads are held, fewer pages at a time."""
+        for some in _slices(exchanges, EXCHANGE_PAGES):
+            attempt = functools.partial(self._compare_and_replace, some)
+            yield from self._site.persist(attempt, len(some))
+
+    def _compare_and_replace(self, some: list[Exchange], held: list[int]) -> list[int]:
+        with self._site.kept([item.span for item in some]):
+            return self._replace(some, self._comparison.begin(some)(), held)
+
+    def _replace(
+        self, some: list[Exchange], equal: list[bool], held: list[int]
+    ) -> list[int]:
+        chosen = [
+            item
+            for item, same in zip(some, equal, strict=True)
+            if same and self._unchanged(item)
+        ]
+        script = self._site.script(held, self._pool)
+        for item in chosen:
+            script.add(item, self._site.spare(item.span) if item.own else 0)
+        done = dict(zip(chosen, script.run(), strict=True)) if chosen else {}
+        self._left_over += script.left_over
+        return [done.get(item, CHANGED) for item in some]
+
+
+def _slices(exchanges: Sequence[Exchange], most: int) -> Iterator[list[Exchange]]:
+    """Cut a list into what is done at a time, `most` pages."""
+    some: list[Exchange] = []
+    room = most
+    for item in exchanges:
+        if some and (item.span.pages > room or len(some) == _MOST_AT_ONCE):
+            yield some
+            some, room = [], most
+        some.append(item)
+        room -= item.span.pages
+    if some:
+        yield some
