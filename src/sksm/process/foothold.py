@@ -289,17 +289,25 @@ class Foothold:
     def take(self, fd: int) -> int:
         """Make what is `fd` in the process ours alone; gives our own number."""
         ours = self.fetch(fd)
-        rows = calls.CallList(There(self))
-        rows.syscall("close", fd)
-        rows.run()
+        self._lend(fd, os.dup(ours))
+        try:
+            self.give_back(fd)
+        except BaseException:
+            os.close(ours)
+            raise
         return ours
 
     def give_back(self, fd: int) -> None:
-        """Close what was lent as `fd`."""
+        """Close what was lent as `fd`; if that cannot be done now, when we leave."""
         rows = calls.CallList(There(self))
         rows.syscall("close", fd)
-        os.close(self._lent.pop(fd))
-        rows.run()
+        ours = self._lent.pop(fd)  # or it would be closed twice if we were killed
+        try:
+            rows.run()
+        except BlockingIOError:
+            self._lend(fd, ours)
+            raise
+        os.close(ours)
 
     def _lend(self, theirs: int, ours: int) -> None:
         self._lent[theirs] = ours

@@ -149,6 +149,8 @@ class OtherProcess:
         try:
             userfaultfd.register(barrier.fd, span)
         except OSError as error:
+            if error.errno == errno.ENOMEM:
+                self._now(span)  # raises if that is because the program is gone
             if error.errno != errno.EINVAL:
                 raise
             if any(m.prot & libc.PROT_WRITE for m in self._now(span)):

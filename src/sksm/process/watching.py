@@ -131,7 +131,8 @@ def _opened_by_us(foothold: Foothold) -> int | None:
     rows = calls.CallList(There(foothold))
     rows.syscall("ioctl", lent, userfaultfd.USERFAULTFD_IOC_NEW, os.O_CLOEXEC)
     there = _descriptor(rows)
-    foothold.give_back(lent)
+    with contextlib.suppress(BlockingIOError):
+        foothold.give_back(lent)
     return there
 
 
