@@ -13,6 +13,7 @@ from sksm.linux import calls, libc, maps
 from sksm.process import DONE, Exchange, guards
 from sksm.process.allowance import Allowance
 from sksm.process.flags import flagged_mappings
+from sksm.process.procfiles import ProcFiles
 from sksm.process.protection import protection
 from sksm.process.reading import read_pages
 from sksm.process.scratch import Scratch
@@ -33,7 +34,7 @@ class ThisProcess:
     def __init__(self, *, pinned: bool = False) -> None:
         self.pid = os.getpid()
         self.pinned = pinned
-        self._tables: dict[str, int] = {}
+        self._files = ProcFiles("self")
         self._uffd: int | None = None
         self._rows: npt.NDArray[np.uint8] | None = None
 
@@ -41,9 +42,7 @@ class ThisProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for fd in self._tables.values():
-            os.close(fd)
-        self._tables.clear()
+        self._files.close()
 
     def objection(self) -> str | None:
         """Say why nothing of this process may be merged."""
@@ -51,11 +50,11 @@ class ThisProcess:
 
     def mappings(self, span: Span) -> list[maps.Mapping]:
         """List the mappings that meet `span`, ascending."""
-        return flagged_mappings(self._table("maps"), span)
+        return flagged_mappings(self._files["maps"], span)
 
     def count_mappings(self, span: Span) -> int:
         """Count the mappings that meet `span`."""
-        return maps.count_within(self._table("maps"), span)
+        return maps.count_within(self._files["maps"], span)
 
     def may_add_mappings(self, wanted: int) -> int:
         """Grant up to `wanted` more mappings, to a quarter of the limit."""
@@ -63,13 +62,7 @@ class ThisProcess:
 
     def pagemap(self) -> int:
         """Give an open /proc/self/pagemap."""
-        return self._table("pagemap")
-
-    def _table(self, name: str) -> int:
-        if name not in self._tables:
-            path = f"/proc/self/{name}"
-            self._tables[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return self._tables[name]
+        return self._files["pagemap"]
 
     def read(self, spans: Iterable[Span]) -> npt.NDArray[np.uint8]:
         """Copy whole pages out, one row a page; valid until the next time."""

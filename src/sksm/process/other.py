@@ -17,6 +17,7 @@ from sksm.process.allowance import Allowance
 from sksm.process.comparing import Comparison
 from sksm.process.exchanging import Exchanging, Site
 from sksm.process.foothold import Foothold
+from sksm.process.procfiles import ProcFiles
 from sksm.process.reading import read_unpinned
 from sksm.process.stopping import Threads
 from sksm.process.watching import Barrier, WriteWatch
@@ -45,7 +46,7 @@ class OtherProcess:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._allowance = Allowance(pid)
-        self._tables: dict[str, int] = {}
+        self._files = ProcFiles(pid)
         self._threads = Threads(pid)
         self._foothold: Foothold | None = None
         # By inode: the descriptor in the process, and our view of it.
@@ -69,9 +70,7 @@ class OtherProcess:
             view.close()
         self._pools.clear()
         self._threads.close()
-        for table in self._tables.values():
-            os.close(table)
-        self._tables.clear()
+        self._files.close()
 
     def objection(self) -> str | None:
         """Say why nothing of this process may be merged."""
@@ -97,7 +96,7 @@ class OtherProcess:
         """Count the mappings that meet `span`."""
         if span == EVERYTHING:
             return maps.count(self.pid)
-        return maps.count_within(self._table("maps"), span)
+        return maps.count_within(self._files["maps"], span)
 
     def may_add_mappings(self, wanted: int) -> int:
         """Grant up to `wanted` more mappings, to a quarter of the limit."""
@@ -105,13 +104,7 @@ class OtherProcess:
 
     def pagemap(self) -> int:
         """Give an open /proc/PID/pagemap."""
-        return self._table("pagemap")
-
-    def _table(self, name: str) -> int:
-        if name not in self._tables:
-            path = f"/proc/{self.pid}/{name}"
-            self._tables[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return self._tables[name]
+        return self._files["pagemap"]
 
     def read(self, spans: Iterable[Span]) -> npt.NDArray[np.uint8]:
         """Copy whole pages out, one row a page; valid until the next time."""
@@ -119,7 +112,7 @@ class OtherProcess:
         pages = sum(piece.pages for piece in pieces)
         if self._rows is None or pages > len(self._rows):
             self._rows = np.empty((pages, PAGE_SIZE), np.uint8)
-        return read_unpinned(self._table("mem"), pieces, self._rows)
+        return read_unpinned(self._files["mem"], pieces, self._rows)
 
     @property
     def stops(self) -> list[float]:
@@ -217,7 +210,7 @@ class OtherProcess:
 
     def _now(self, span: Span) -> list[maps.Mapping]:
         """List the mappings that meet `span`, without flags: fast."""
-        table = self._table("maps")
+        table = self._files["maps"]
         try:
             return list(maps.query(table, span))
         except OSError as error:
@@ -239,7 +232,7 @@ class OtherProcess:
         inode = os.fstat(pool).st_ino
         if inode not in self._pools:
             lent = self._established().lend(pool)
-            self._pools[inode] = lent, Comparison(self._table("mem"), pool)
+            self._pools[inode] = lent, Comparison(self._files["mem"], pool)
         return self._pools[inode]
 
     def _barrier(self) -> Barrier:
