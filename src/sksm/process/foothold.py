@@ -313,7 +313,10 @@ class Foothold:
         self._lent[theirs] = ours
         numbers = [fd for fd in self._lent if fd != self._far_end][:_MOST_LENT]
         kept = struct.pack(f"<{len(numbers)}i", *numbers)
-        write_bytes(self.pid, self.workspace.start + _LENT_AT, kept)
+        try:
+            write_bytes(self.pid, self.workspace.start + _LENT_AT, kept)
+        except OSError as error:
+            raise _another_program() from error
 
     # -- call lists
 

@@ -165,7 +165,10 @@ class OtherProcess:
         threads are held for the exchange only. If system calls that write would fail
         instead of waiting, all are held for the comparison, too.
         """
-        there, comparison = self._pool_there(pool)
+        try:
+            there, comparison = self._pool_there(pool)
+        except BlockingIOError:
+            return [errno.EBUSY] * len(exchanges)
         work = Exchanging(self._site(), there, comparison, self._unchanged)
         return work.run(exchanges)
 
