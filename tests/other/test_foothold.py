@@ -14,8 +14,9 @@ from sksm.errors import SksmError
 from sksm.linux import calls, ptrace
 from sksm.linux.features import Feature
 from sksm.process import stub
-from sksm.process.foothold import Foothold, There
+from sksm.process.foothold import Foothold
 from sksm.process.stopping import Threads
+from sksm.process.there import There
 from sksm.spans import PAGE_SIZE
 from tests.conftest import Worker, poll
 from tests.other.subject import (

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from sksm.linux import calls
 from sksm.process import CHANGED, EXCHANGE_PAGES, Exchange
 from sksm.process.comparing import Comparison
-from sksm.process.foothold import Foothold, There
+from sksm.process.foothold import Foothold
 from sksm.process.script import RemoteScript
+from sksm.process.there import There
 from sksm.process.watching import Barrier
 from sksm.spans import Span
 

@@ -16,21 +16,19 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sksm.errors import SksmError
-from sksm.linux import calls, libc, maps, ptrace
-from sksm.process import stub
+from sksm.linux import calls, libc, ptrace
+from sksm.process import stub, terrain
 from sksm.process.borrowing import Interrupted, Thread, will_return
 from sksm.process.reading import read_bytes, write_bytes
 from sksm.process.stopping import Threads
-from sksm.spans import PAGE_SIZE, Span
-
-Image = list[npt.NDArray[Any]]
+from sksm.process.terrain import HUGE
+from sksm.process.there import Image, There, framed, padded
+from sksm.spans import Span
 
 _IMAGE_BYTES = 1 << 18  # for a table and what it points to
 _CONTROL_BYTES = 256  # in front of it: results of single calls, and then
@@ -38,11 +36,8 @@ _FAR_AT, _FAR = 32, struct.Struct("<qQ")  # the far end's descriptor and inode
 _LENT_AT, _MOST_LENT = 64, 16  # the descriptors that we opened there
 _OURS = ("anon_inode:[userfaultfd]", "/memfd:sksm-", "/dev/userfaultfd")
 _FIRST_SPARE = 1 << 30  # from the workspace to addresses for what is under way
-_HUGE = 2 << 20
 # How long the stub waits for us at the end of a table. We may have been stopped.
 _PATIENCE = struct.pack("@ll", 2, 0)
-_AT_SYSINFO_EHDR = 33  # include/uapi/linux/auxvec.h
-_PEEKS = 4
 _PAUSE_SECONDS = 0.1  # before trying again to leave
 _TRIES = 20  # against signals that come first
 _STEADY = "signals keep coming"
@@ -58,14 +53,13 @@ class Foothold:
     def __init__(self, threads: Threads) -> None:
         self.pid = threads.pid
         self.threads = threads
-        self._vdso = _vdso(threads.pid)
+        self._vdso = terrain.vdso(threads.pid)
         at, self._before = self._found = self._find()
         self._code = self._vdso.start + at
-        self._hole = _largest_hole(threads.pid)
+        self._hole = terrain.largest_hole(threads.pid)
         self.workspace = Span(self._hole.start, self._hole.start + _IMAGE_BYTES)
         self._spare = self._hole.start + _FIRST_SPARE
         self._line: socket.socket | None = None
-        self._after = 0  # rows behind those of the caller
         self._far_end = -1  # of the line, a descriptor of the process
         self._lent: dict[int, int] = {}  # descriptors of the process, and ours
 
@@ -77,7 +71,7 @@ class Foothold:
         try:
             return read_bytes(self.pid, address, size)
         except OSError as error:
-            raise _another_program() from error
+            raise terrain.another_program() from error
 
     # -- coming and going
 
@@ -90,7 +84,7 @@ class Foothold:
             OSError: what ptrace, mmap or socketpair said.
             SksmError: another process of ours is at work there.
         """
-        if self._before and _lives(self._before):
+        if self._before and terrain.lives(self._before):
             other = f"process {self._before.pid} is merging it"
             raise SksmError(f"process {self.pid}: {other}")
         for _ in range(_TRIES):
@@ -101,13 +95,13 @@ class Foothold:
         raise BlockingIOError(errno.EBUSY, _STEADY)
 
     def _install(self, held: list[int]) -> None:
-        me = stub.Owner(os.getpid(), _born(os.getpid()), self.workspace.start)
+        me = stub.Owner(os.getpid(), terrain.born(os.getpid()), self.workspace.start)
         # Until what is left of one before is cleared away, it has to be found again.
         heir = dataclasses.replace(self._before or me, pid=me.pid, born=me.born)
-        moved = _vdso_address(self.pid) != self._vdso.start
+        moved = terrain.vdso_address(self.pid) != self._vdso.start
         known = (self._before, heir, me)
         if moved or self._find() not in [(self._found[0], owner) for owner in known]:
-            raise _another_program()
+            raise terrain.another_program()
         inside = range(self._code, self._code + len(stub.CODE))
         if any(ptrace.registers(tid).rip in inside for tid in held) or (
             self._before and any(will_return(self.pid, tid, inside) for tid in held)
@@ -233,7 +227,7 @@ class Foothold:
 
     def _verify_program(self) -> None:
         if self._read(self._code, len(stub.CODE)) != stub.CODE:
-            raise _another_program()
+            raise terrain.another_program()
 
     # -- descriptors
 
@@ -316,7 +310,7 @@ class Foothold:
         try:
             write_bytes(self.pid, self.workspace.start + _LENT_AT, kept)
         except OSError as error:
-            raise _another_program() from error
+            raise terrain.another_program() from error
 
     # -- call lists
 
@@ -325,7 +319,7 @@ class Foothold:
 
         They are as far into a page table as `like`, so that whole ones can move.
         """
-        at = self._spare + (like - self._spare) % _HUGE
+        at = self._spare + (like - self._spare) % HUGE
         if at + size > self._hole.stop:
             self._spare = self._hole.start + _FIRST_SPARE
             return self.spare(size, like)
@@ -350,8 +344,14 @@ class Foothold:
                 passed on, nothing is done.
         """
         assert self._line is not None
-        words = self._framed(rows, keeping is not None)
-        data = b"".join(_padded(piece) for piece in placed)
+        words, own = framed(
+            rows,
+            (self._far_end, self.workspace.start),
+            self._code + stub.BLOCKED_AT,
+            self._lent,
+            keeping is not None,
+        )
+        data = b"".join(padded(piece) for piece in placed)
         start = self.image_start + len(data)
         table = range(start, start + words.nbytes)
         calls.to_addresses(words, table.start)
@@ -372,142 +372,9 @@ class Foothold:
             self._drain()
         done = self._read(table.start, words.nbytes)
         results = np.frombuffer(done, np.int64).reshape(-1, 10)[:, calls.RESULT]
-        first = len(words) - len(rows) - self._after
-        rows[:, calls.RESULT] = results[first : first + len(rows)]
+        rows[:, calls.RESULT] = results[own.start : own.stop]
 
     @property
     def image_start(self) -> int:
         """Where in the process that lies to which rows point."""
         return self.workspace.start + _CONTROL_BYTES
-
-    def _framed(
-        self, rows: npt.NDArray[np.int64], keeping: bool
-    ) -> npt.NDArray[np.int64]:
-        """Put rows around it.
-
-        Before: signals are blocked, we are told so, and if there is something to
-        keep, it has to be in the line. Behind: it is let go, we are told that all is
-        done, and are waited for. What follows that happens only if we do not come:
-        descriptors are closed.
-        """
-        start, far = self.workspace.start, self._far_end
-        blocked = self._code + stub.BLOCKED_AT
-        home = There(self)
-        before, after = calls.CallList(home), calls.CallList(home)
-        before.syscall("rt_sigprocmask", calls.SIG_SETMASK, blocked, 0, 8)
-        before.syscall("sendto", far, start, 1, socket.MSG_NOSIGNAL, 0, 0, want=1)
-        if keeping:
-            for _ in range(_PEEKS):  # a stop signal ends a wait; the last one counts
-                peek = (far, start + 8, 1, socket.MSG_PEEK, 0, 0)
-                before.syscall("recvfrom", *peek, want=1)
-            after.syscall("recvfrom", far, start + 8, 1, socket.MSG_DONTWAIT, 0, 0)
-        after.syscall("sendto", far, start, 1, socket.MSG_NOSIGNAL, 0, 0, want=1)
-        wait = (far, start + 8, 1, 0, 0, 0)
-        waiting = after.syscall("recvfrom", *wait, want=-errno.EINTR)
-        again = after.syscall("getpid", want=-1)
-        after.otherwise(waiting, again + 1)  # unless a stop signal ended the wait
-        after.otherwise(again, waiting)
-        for fd in self._lent:
-            after.syscall("close", fd)
-        parts, first = [before.words(), rows.copy(), after.words()], 0
-        for part in parts:
-            part[:, calls.OTHERWISE] += first
-            first += len(part)
-        if keeping:  # nothing to keep: not a row of what follows
-            parts[0][-1, calls.OTHERWISE] = len(parts[0]) + len(rows)
-        self._after = len(parts[2])
-        return np.concatenate(parts)
-
-
-class There(calls.Home):
-    """A process with a foothold, for one call list.
-
-    Args:
-        foothold: in which process.
-        held, keeping: as for `Foothold.carry_out`.
-    """
-
-    compare = zeros = 0  # nothing is compared there
-
-    def __init__(
-        self,
-        foothold: Foothold,
-        held: Sequence[int] = (),
-        keeping: int | None = None,
-    ) -> None:
-        self.pid = foothold.pid
-        self.fixed = libc.MAP_FIXED_NOREPLACE
-        self._foothold, self._held, self._keeping = foothold, held, keeping
-        self._placed: Image = []
-        self._next = foothold.image_start
-
-    def place(self, data: npt.NDArray[Any]) -> int:
-        """Give the address at which a copy of `data` will be."""
-        at = self._next
-        self._placed.append(data)
-        self._next += len(_padded(data))
-        return at
-
-    def carry_out(self, rows: npt.NDArray[np.int64]) -> None:
-        """Work off the rows in that process."""
-        self._foothold.carry_out(self._placed, rows, self._held, self._keeping)
-
-
-def _padded(piece: npt.NDArray[Any]) -> bytes:
-    return piece.tobytes() + bytes(-piece.nbytes % 8)
-
-
-def _vdso(pid: int) -> Span:
-    for mapping in maps.every_mapping(pid):
-        if mapping.path == "[vdso]":
-            return mapping.span
-    if _vdso_address(pid) or not _auxiliary_vector(pid):
-        raise _another_program()  # or in the middle of execve, or of its end
-    raise OSError(errno.ENOEXEC, "it has no vdso")
-
-
-def _vdso_address(pid: int) -> int:
-    """Read where the vdso of the program begins that runs just now; 0 if it ended."""
-    return _auxiliary_vector(pid).get(_AT_SYSINFO_EHDR, 0)
-
-
-def _auxiliary_vector(pid: int) -> dict[int, int]:
-    """Read what the kernel told the program at its start (getauxval(3))."""
-    try:
-        data = Path(f"/proc/{pid}/auxv").read_bytes()
-    except OSError:
-        return {}
-    return {key: word for key, word in struct.iter_unpack("<QQ", data) if key}
-
-
-def _another_program() -> ProcessLookupError:
-    return ProcessLookupError(errno.ESRCH, "it executes another program now")
-
-
-def _born(pid: int) -> int:
-    """Read when a process began, in ticks; 0 if there is none (proc_pid_stat(5))."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    return int(text[text.rindex(")") + 2 :].split()[19])
-
-
-def _lives(owner: stub.Owner) -> bool:
-    mine = owner.pid == os.getpid()
-    return not mine and 0 < owner.born == _born(owner.pid)  # 0: it was killed at once
-
-
-def _largest_hole(pid: int) -> Span:
-    """Find addresses far from where the kernel puts new mappings."""
-    stops, starts = [1 << 30], []
-    for mapping in maps.every_mapping(pid):
-        if mapping.span.stop < 1 << 47:
-            starts.append(mapping.span.start)
-            stops.append(mapping.span.stop)
-    starts.append((1 << 47) - PAGE_SIZE)
-    size, start = max(
-        (start - stop, stop) for stop, start in zip(stops, starts, strict=True)
-    )
-    middle = (start + size // 2) // _HUGE * _HUGE
-    return Span(middle, middle + size // 4 // _HUGE * _HUGE)

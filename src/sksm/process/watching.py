@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterable
 
 from sksm.linux import calls, pagemap, userfaultfd
-from sksm.process.foothold import Foothold, There
+from sksm.process.foothold import Foothold
+from sksm.process.there import There
 from sksm.spans import Span
 
 

@@ -1,0 +1,78 @@
+"""What there is in another process to build on: its vdso, its unused addresses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from pathlib import Path
+
+from sksm.linux import maps
+from sksm.process import stub
+from sksm.spans import PAGE_SIZE, Span
+
+HUGE = 2 << 20  # what one page table covers
+_AT_SYSINFO_EHDR = 33  # include/uapi/linux/auxvec.h
+
+
+def vdso(pid: int) -> Span:
+    """Find the vdso's pages.
+
+    Raises:
+        OSError: ENOEXEC if there is none; ESRCH in the middle of execve.
+    """
+    for mapping in maps.every_mapping(pid):
+        if mapping.path == "[vdso]":
+            return mapping.span
+    if vdso_address(pid) or not _auxiliary_vector(pid):
+        raise another_program()  # or in the middle of execve, or of its end
+    raise OSError(errno.ENOEXEC, "it has no vdso")
+
+
+def vdso_address(pid: int) -> int:
+    """Read where the vdso of the program begins that runs just now; 0 if it ended."""
+    return _auxiliary_vector(pid).get(_AT_SYSINFO_EHDR, 0)
+
+
+def _auxiliary_vector(pid: int) -> dict[int, int]:
+    """Read what the kernel told the program at its start (getauxval(3))."""
+    try:
+        data = Path(f"/proc/{pid}/auxv").read_bytes()
+    except OSError:
+        return {}
+    return {key: word for key, word in struct.iter_unpack("<QQ", data) if key}
+
+
+def another_program() -> ProcessLookupError:
+    """Make the error that says that nothing is where it was."""
+    return ProcessLookupError(errno.ESRCH, "it executes another program now")
+
+
+def born(pid: int) -> int:
+    """Read when a process began, in ticks; 0 if there is none (proc_pid_stat(5))."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(text[text.rindex(")") + 2 :].split()[19])
+
+
+def lives(owner: stub.Owner) -> bool:
+    """Say whether somebody else has a stub in use."""
+    mine = owner.pid == os.getpid()
+    return not mine and 0 < owner.born == born(owner.pid)  # 0: it was killed at once
+
+
+def largest_hole(pid: int) -> Span:
+    """Find addresses far from where the kernel puts new mappings."""
+    stops, starts = [1 << 30], []
+    for mapping in maps.every_mapping(pid):
+        if mapping.span.stop < 1 << 47:
+            starts.append(mapping.span.start)
+            stops.append(mapping.span.stop)
+    starts.append((1 << 47) - PAGE_SIZE)
+    size, start = max(
+        (start - stop, stop) for stop, start in zip(stops, starts, strict=True)
+    )
+    middle = (start + size // 2) // HUGE * HUGE
+    return Span(middle, middle + size // 4 // HUGE * HUGE)
