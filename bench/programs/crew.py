@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +50,7 @@ class Crew:
         """
         for pid in self.family:
             if not _runs(pid):
-                raise Wrong(f"process {pid} has ended")
+                raise Wrong(f"process {pid} has ended{_how(pid)}")
 
 
 @contextlib.contextmanager
@@ -100,6 +101,15 @@ def expect(answer: object, wanted: object, question: str) -> None:
     """
     if answer != wanted:
         raise Wrong(f"{question}: {answer!r:.200}, not {wanted!r:.200}")
+
+
+def _how(pid: int) -> str:
+    """Say by which signal a process ended that nobody has reaped (proc_pid_stat(5))."""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{pid}/stat").read_text()
+        number = os.WTERMSIG(int(text[text.rindex(")") + 2 :].split()[49]))
+        return f": {signal.Signals(number).name}" if number else " by itself"
+    return ""
 
 
 def _runs(pid: int) -> bool:

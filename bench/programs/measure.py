@@ -146,7 +146,12 @@ def _measure(
 
 
 def _take(crew: Crew) -> Snapshot:
-    """Read the kernel's figures; sksmd counts from when the command started it."""
+    """Read the kernel's figures; sksmd counts from when the command started it.
+
+    Raises:
+        Wrong: one of the programs has ended.
+    """
+    crew.require_alive()
     try:
         daemon = run.status(domain.of(crew.pids[0]))
     except DaemonUnreachable:

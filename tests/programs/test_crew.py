@@ -70,11 +70,11 @@ def test_a_program_ends_when_its_keeper_is_killed():
 
 
 def test_a_crew_that_lost_a_process_is_not_alive():
-    """The one that ended is named."""
+    """The one that ended is named, and what ended it."""
     with running(_SLEEP) as process:
         one = Crew([process.pid], [], inspect=lambda: None)
         one.require_alive()
         process.kill()
-        process.wait()
-        with pytest.raises(Wrong, match=f"process {process.pid} has ended"):
+        poll(lambda: ended(process.pid))
+        with pytest.raises(Wrong, match=f"process {process.pid} has ended: SIGKILL"):
             one.require_alive()
