@@ -68,7 +68,8 @@ class Thread:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 ptrace.interrupt(self._tid)
-                ptrace.resume(self._tid)
+                with contextlib.suppress(ProcessLookupError):  # it runs, in a long call
+                    ptrace.resume(self._tid)
                 self._take_back()
 
     def call(self, name: str, *args: int) -> int:

@@ -41,6 +41,7 @@ _PATIENCE = struct.pack("@ll", 2, 0)
 _PAUSE_SECONDS = 0.1  # before trying again to leave
 _TRIES = 20  # against signals that come first
 _STEADY = "signals keep coming"
+_UNFINISHED = "what was begun there is not at its end"
 
 
 class Foothold:
@@ -62,6 +63,7 @@ class Foothold:
         self._line: socket.socket | None = None
         self._far_end = -1  # of the line, a descriptor of the process
         self._lent: dict[int, int] = {}  # descriptors of the process, and ours
+        self._astray = False  # a thread is in the stub that we have not taken back
 
     def _find(self) -> tuple[int, stub.Owner | None]:
         return stub.find(self._read(self._vdso.start, self._vdso.size))
@@ -106,7 +108,7 @@ class Foothold:
         if any(ptrace.registers(tid).rip in inside for tid in held) or (
             self._before and any(will_return(self.pid, tid, inside) for tid in held)
         ):
-            raise BlockingIOError(errno.EBUSY, "what was begun there is not at its end")
+            raise BlockingIOError(errno.EBUSY, _UNFINISHED)
         self.threads.filters.require_harmless(held[0])
         ptrace.poke(held[0], self._code, stub.image(heir))
         try:
@@ -174,11 +176,14 @@ class Foothold:
         return ""
 
     def leave(self) -> None:
-        """Take everything out again, if it is still there."""
+        """Take everything out again, if it is still there.
+
+        A thread that we could not take back needs the stub, and tidies up itself.
+        """
         if self._line is None:
             return
         try:
-            for _ in range(_TRIES):
+            for _ in range(0 if self._astray else _TRIES):
                 with contextlib.suppress(Interrupted, BlockingIOError):
                     with self.threads.all_stopped() as held:
                         self._verify()
@@ -344,6 +349,8 @@ class Foothold:
                 passed on, nothing is done.
         """
         assert self._line is not None
+        if self._astray:
+            raise BlockingIOError(errno.EBUSY, _UNFINISHED)
         words, own = framed(
             rows,
             (self._far_end, self.workspace.start),
@@ -364,7 +371,13 @@ class Foothold:
                 self._verify()
                 write_bytes(self.pid, self.image_start, data)
                 thread = Thread(self.threads, tids[0], self._code)
-                thread.run(table, self._line, keeping)
+                try:
+                    thread.run(table, self._line, keeping)
+                except (Interrupted, ProcessLookupError):
+                    raise
+                except BaseException:
+                    self._astray = True
+                    raise
                 break
         else:
             raise BlockingIOError(errno.EBUSY, _STEADY)
