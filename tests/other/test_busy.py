@@ -9,8 +9,10 @@ import pytest
 from sksm.engines.pool import PoolEngine
 from sksm.linux.features import Feature
 from sksm.pipeline import merge_all
+from sksm.process import borrowing
 from sksm.process.other import OtherProcess
 from sksm.store.local import LocalStore
+from tests.other import merging
 
 pytestmark = pytest.mark.needs(
     Feature.PTRACE_SEIZE, Feature.USERFAULTFD_WP, Feature.PIDFD_GETFD
@@ -59,4 +61,43 @@ def test_a_program_that_could_not_be_stopped_once_is_merged_the_next_time(target
     assert len(os.listdir("/proc/self/fd")) <= before
     one.goes_on()
     assert not [link for link in one.links() if "sksm" in link or "userfault" in link]
+    one.ends_well()
+
+
+class Broken(Exception):
+    """What nobody expects."""
+
+
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.timeout(600)
+def test_a_merge_that_breaks_off_anywhere_leaves_a_program_that_goes_on(
+    target, monkeypatch, step
+):
+    """Also while one of its threads works for us, which then finds back by itself."""
+    one = target("threads", 2, 1)
+    left = [0]
+
+    def breaking(inner):
+        def call(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == -1:
+                raise Broken
+            return inner(*args, **kwargs)
+
+        return call
+
+    for name in ("_hear", "_run_to_syscall", "_take_back"):
+        inner = getattr(borrowing.Thread, name)
+        monkeypatch.setattr(borrowing.Thread, name, breaking(inner))
+    for number in range(0, 10_000, step):
+        left[0] = number
+        store = LocalStore()
+        with contextlib.closing(store), contextlib.suppress(Broken, OSError):
+            merging.merge(one, store)
+        happened = left[0] < 0
+        left[0] = 1 << 30
+        one.goes_on()
+        if not happened:
+            break
+    assert number > 50, "hardly a step was met"
     one.ends_well()
