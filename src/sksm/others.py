@@ -228,11 +228,15 @@ class _Crew:
             self._outcomes[pid].pss_before = pss(pid)
         for pid, space in self._spaces.items():
             outcome = self._outcomes[pid]
-            spans = self._cold(pid, estimate.twins(pid))
+            spans: list[Span] = []
+            with _failures_of(outcome):
+                spans = self._cold(pid, estimate.twins(pid))
             pages = sum(span.pages for span in spans)
             tell = self._step(f"merging {pid}", pages)
             with _failures_of(outcome):
                 outcome.report = merge_all(space, spans, engine=PoolEngine(self._store))
+            for each in self._spaces.values():
+                each.settle()
             tell(pages)
             outcome.report.refuse(HOT, outcome.hot_bytes // PAGE_SIZE)
         for pid in self._spaces:
@@ -241,8 +245,9 @@ class _Crew:
     def _cold(self, pid: int, spans: list[Span]) -> list[Span]:
         """Leave the hot pages out of spans that go across them."""
         hot = self._hot.get(pid, np.empty(0, np.int64))
+        kernel = np.array(sorted(self._spaces[pid].kernel_pages()), np.int64)
         numbers = pages_of(spans)
-        return spans_of(numbers[~np.isin(numbers, hot, assume_unique=True)])
+        return spans_of(numbers[~np.isin(numbers, np.concatenate([hot, kernel]))])
 
 
 def unmerge(pids: Sequence[int], step: Step) -> list[Outcome]:

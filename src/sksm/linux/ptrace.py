@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 from ctypes import c_int, c_long, c_uint32, c_uint64, c_void_p
-from errno import EBADF, ENOSYS
+from errno import EBADF, EIO, ENOSYS
 
 from sksm.linux import libc
 
@@ -128,12 +128,16 @@ def set_signal_mask(tid: int, mask: int) -> None:
 def rseq(tid: int) -> int:
     """Give the address of a stopped thread's struct rseq; 0 if it has none.
 
-    Raises:
-        OSError: EIO before Linux 5.13, or without CONFIG_RSEQ.
+    Before Linux 5.13, or without CONFIG_RSEQ, none is known.
     """
     found = ptrace_rseq_configuration()
     size = ctypes.sizeof(found)
-    _ptrace(PTRACE_GET_RSEQ_CONFIGURATION, tid, size, ctypes.byref(found))
+    try:
+        _ptrace(PTRACE_GET_RSEQ_CONFIGURATION, tid, size, ctypes.byref(found))
+    except OSError as error:
+        if error.errno != EIO:
+            raise
+        return 0
     return int(found.rseq_abi_pointer)
 
 

@@ -244,13 +244,7 @@ def _leave_critical_section(pid: int, tid: int, found: Registers) -> None:
     The kernel does so only when it sees the thread return into one, and it will
     see it return into our stub.
     """
-    try:
-        area = ptrace.rseq(tid)
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        return
-    if not area:
+    if not (area := ptrace.rseq(tid)):
         return
     (section,) = struct.unpack("<Q", read_bytes(pid, area + _RSEQ_CS, 8))
     if section:

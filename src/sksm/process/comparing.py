@@ -17,7 +17,7 @@ from sksm.process import Exchange
 from sksm.spans import PAGE_SIZE
 
 _PIECE_BYTES = 64 * PAGE_SIZE  # both sides stay in the cache
-_THREADS = 2
+_THREADS = 1
 _VIEW_BYTES = 1 << 42  # of addresses for a pool: 4 TiB
 
 

@@ -19,9 +19,9 @@ from sksm.process.foothold import Foothold
 from sksm.process.script import RemoteScript
 from sksm.process.there import There
 from sksm.process.watching import Barrier
-from sksm.spans import Span
+from sksm.spans import PAGE_SIZE, Span
 
-_MOST_PAGES = 1024  # exchanged in one stop, if they are compared before
+_MOST_PAGES = 512  # exchanged in one stop, if they are compared before
 _MOST_AT_ONCE = 64  # exchanges in one stop
 _PAUSES = (0.001, 0.01, 0.1)  # seconds before stopping it again, if it would not
 
@@ -64,18 +64,35 @@ class Site:
                     self._barrier.raise_at(span)
             yield
 
+    def touched_by_kernel(self, span: Span) -> bool:
+        """Say whether the kernel itself writes to `span` at any time."""
+        first, stop = span.start // PAGE_SIZE, span.stop // PAGE_SIZE
+        return any(first <= page < stop for page in self._foothold.kernel_pages)
+
+    def settle(self) -> None:
+        """Let go of threads that could not stop while they waited at the barrier."""
+        self._foothold.threads.settle(_PAUSES[-1])
+
     def persist(self, attempt: Attempt, count: int) -> list[int]:
         """Hold all threads and make an attempt; several, if they would not stop.
 
         Returns:
             Its verdicts, or `count` times EBUSY.
         """
-        threads = self._foothold.threads
         for pause in _PAUSES:
-            with contextlib.suppress(BlockingIOError), threads.all_stopped() as held:
-                return attempt(held)
-            threads.settle(pause)
+            if verdicts := self.once(attempt):
+                return verdicts
+            self._foothold.threads.settle(pause)
         return [errno.EBUSY] * count
+
+    def once(self, attempt: Attempt) -> list[int]:
+        """Hold all threads and make an attempt; gives [] if they would not stop."""
+        with (
+            contextlib.suppress(BlockingIOError),
+            self._foothold.threads.all_stopped() as held,
+        ):
+            return attempt(held)
+        return []
 
     def tidy(self, spans: Sequence[Span]) -> None:
         """Unmap what did not take the place of pages."""
@@ -109,11 +126,13 @@ class Exchanging:
 
     def run(self, exchanges: Sequence[Exchange]) -> list[int]:
         """Give the verdicts; see `AddressSpace.exchange`."""
-        verdicts = list(
-            self._shyly(exchanges) if self._site.shy else self._go(exchanges)
-        )
+        possible = [
+            item for item in exchanges if not self._site.touched_by_kernel(item.span)
+        ]
+        work = self._shyly if self._site.shy else self._go
+        done = dict(zip(possible, work(possible), strict=True))
         self._site.tidy(self._left_over)
-        return verdicts
+        return [done.get(item, CHANGED) for item in exchanges]
 
     def _go(self, exchanges: Sequence[Exchange]) -> Iterator[int]:
         with contextlib.ExitStack() as scope:
@@ -137,16 +156,25 @@ class Exchanging:
                 if not any(equal):
                     verdicts = [CHANGED] * len(some)
                 else:
-                    verdicts = self._site.persist(
-                        lambda held: self._replace(some, equal, held), len(some)
+                    verdicts = self._site.once(
+                        lambda held: self._replace(some, equal, held)
                     )
                 kept.close()
-                return verdicts
+                return verdicts or self._patiently(some)
 
             yield conclude
 
+    def _patiently(self, some: list[Exchange]) -> list[int]:
+        """Hold all threads first: one may have waited at the barrier, in the kernel.
+
+        There it cannot be stopped.
+        """
+        self._site.settle()
+        attempt = functools.partial(self._compare_and_replace, some)
+        return self._site.persist(attempt, len(some))
+
     def _shyly(self, exchanges: Sequence[Exchange]) -> Iterator[int]:
-        """Compare while all threads are held, fewer pages at a time."""
+        """Compare while all threads are held."""
         for some in _slices(exchanges, EXCHANGE_PAGES):
             attempt = functools.partial(self._compare_and_replace, some)
             yield from self._site.persist(attempt, len(some))

@@ -28,7 +28,7 @@ from sksm.process.reading import read_bytes, write_bytes
 from sksm.process.stopping import Threads
 from sksm.process.terrain import HUGE
 from sksm.process.there import Image, There, framed, padded
-from sksm.spans import Span
+from sksm.spans import PAGE_SIZE, Span
 
 _IMAGE_BYTES = 1 << 18  # for a table and what it points to
 _CONTROL_BYTES = 256  # in front of it: results of single calls, and then
@@ -39,6 +39,7 @@ _FIRST_SPARE = 1 << 30  # from the workspace to addresses for what is under way
 # How long the stub waits for us at the end of a table. We may have been stopped.
 _PATIENCE = struct.pack("@ll", 2, 0)
 _PAUSE_SECONDS = 0.1  # before trying again to leave
+_PATIENT_TRIES = 5  # to stop all threads, at first
 _TRIES = 20  # against signals that come first
 _STEADY = "signals keep coming"
 _UNFINISHED = "what was begun there is not at its end"
@@ -60,6 +61,9 @@ class Foothold:
         self._hole = terrain.largest_hole(threads.pid)
         self.workspace = Span(self._hole.start, self._hole.start + _IMAGE_BYTES)
         self._spare = self._hole.start + _FIRST_SPARE
+        # Pages that the kernel writes to whenever a thread goes on: with its struct
+        # rseq. A barrier there would hold the thread that works for us.
+        self.kernel_pages: frozenset[int] = frozenset()
         self._line: socket.socket | None = None
         self._far_end = -1  # of the line, a descriptor of the process
         self._lent: dict[int, int] = {}  # descriptors of the process, and ours
@@ -89,14 +93,23 @@ class Foothold:
         if self._before and terrain.lives(self._before):
             other = f"process {self._before.pid} is merging it"
             raise SksmError(f"process {self.pid}: {other}")
+        patience = _PATIENT_TRIES
         for _ in range(_TRIES):
-            with contextlib.suppress(Interrupted):
+            try:
                 with self.threads.all_stopped() as held:
                     self._install(held)
                 return
+            except Interrupted:
+                continue
+            except BlockingIOError:
+                if not (patience := patience - 1):
+                    raise
+                self.threads.settle(_PAUSE_SECONDS)
         raise BlockingIOError(errno.EBUSY, _STEADY)
 
     def _install(self, held: list[int]) -> None:
+        addresses = (ptrace.rseq(tid) for tid in held)
+        self.kernel_pages = frozenset(at // PAGE_SIZE for at in addresses if at)
         me = stub.Owner(os.getpid(), terrain.born(os.getpid()), self.workspace.start)
         # Until what is left of one before is cleared away, it has to be found again.
         heir = dataclasses.replace(self._before or me, pid=me.pid, born=me.born)

@@ -114,6 +114,14 @@ class OtherProcess:
             self._rows = np.empty((pages, PAGE_SIZE), np.uint8)
         return read_unpinned(self._files["mem"], pieces, self._rows)
 
+    def kernel_pages(self) -> frozenset[int]:
+        """Number the pages that the kernel itself writes to at any time."""
+        return self._established().kernel_pages
+
+    def settle(self) -> None:
+        """Let go of threads that stopped after we had given up on them."""
+        self._threads.settle(0.0)
+
     @property
     def stops(self) -> list[float]:
         """How long all threads were held, in seconds, each time."""
