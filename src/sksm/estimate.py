@@ -50,6 +50,15 @@ class Figures:
         return self
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Worth:
+    """What one process holds twice; as in `Figures`."""
+
+    twin_bytes: int
+    duplicate_bytes: int
+    zero_bytes: int
+
+
 class Estimate:
     """Reads processes one by one, then compares them with each other.
 
@@ -167,6 +176,12 @@ class Estimate:
                 for reason, count in holding.others.reasons.items()
             },
         )
+
+    def worth(self, pid: int) -> Worth:
+        """Say what merging one process is about; quicker than `figures`."""
+        holding, found = self.holdings[pid], self.compared[pid]
+        zero = self._zero(holding) & ~found.outside & ~found.shares
+        return Worth(_size(found.twin), _size(found.freed), _size(zero))
 
     def total(self) -> Figures:
         """Sum up all processes."""

@@ -17,7 +17,7 @@ import psutil
 from sksm.daemon.client import RemoteStore
 from sksm.engines.pool import PoolEngine
 from sksm.errors import DaemonUnreachable, ProcessGone, SksmError
-from sksm.estimate import Estimate, Figures
+from sksm.estimate import Estimate, Worth
 from sksm.linux import libc, maps
 from sksm.linux.maps import Mapping
 from sksm.pages import is_pool, why_not
@@ -42,7 +42,8 @@ from sksm.store.local import LocalStore
 from sksm.twins import Flags
 
 WATCH_SECONDS = 5.0  # at most, unless told otherwise
-_LOOK_SECONDS = 0.15  # from one look to the next which pages were written to
+_LOOK_SECONDS = 0.3  # from one look to the next which pages were written to
+_FEW = 0.01  # of all pages: so few hot ones do not change what else is worth it
 _STEADY = 0.005  # of all pages: if fewer are new, the rest will mostly stay unwritten
 HOT = "written to while it was watched"
 
@@ -53,7 +54,7 @@ class Outcome:
 
     pid: int
     name: str
-    figures: Figures | None = None  # what was found in it
+    worth: Worth | None = None  # what was found in it
     report: MergeReport = dataclasses.field(default_factory=MergeReport)
     hot_bytes: int = 0  # with an equal page elsewhere, and left alone: written to
     stops: list[float] = dataclasses.field(default_factory=list)
@@ -173,15 +174,18 @@ class _Crew:
             for pid in set(self._spaces) - set(estimate.holdings):
                 del self._spaces[pid]
             hot = self._await_steady(estimate, watches, started)
-        cold = estimate.apart(hot) if hot else estimate
+        warm = sum(int(flags.sum()) for flags in hot.values())
+        pages = sum(len(one.numbers) for one in estimate.holdings.values())
+        cold = estimate.apart(hot) if warm > _FEW * pages else estimate
         self._hot = {
             pid: estimate.holdings[pid].numbers[flags] for pid, flags in hot.items()
         }
         for pid in estimate.holdings:
             outcome = self._outcomes[pid]
-            outcome.figures = cold.figures(pid)
-            all_twins = estimate.figures(pid).twin_bytes
-            outcome.hot_bytes = all_twins - outcome.figures.twin_bytes
+            outcome.worth = cold.worth(pid)
+            if pid in hot:
+                twin = estimate.compared[pid].twin & hot[pid]
+                outcome.hot_bytes = int(twin.sum()) * PAGE_SIZE
         return cold
 
     def _watch(self, scope: contextlib.ExitStack) -> dict[int, WriteWatch]:
@@ -207,9 +211,10 @@ class _Crew:
         if not watches:
             return {}
         stop = started + self._wishes.watch_seconds
+        time.sleep(max(0.0, min(started + _LOOK_SECONDS, stop) - time.monotonic()))
         tell = self._step("watching", self._wishes.watch_seconds)
         least = _STEADY * sum(len(one.numbers) for one in estimate.holdings.values())
-        before = -1
+        before = 0
         while True:
             hot = {
                 pid: _flags(one.numbers, watches[pid].written())
@@ -217,7 +222,7 @@ class _Crew:
             }
             count = sum(int(flags.sum()) for flags in hot.values())
             now = time.monotonic()
-            if now >= stop or (before >= 0 and count - before <= least):
+            if now >= stop or count - before <= least:
                 return hot
             before = count
             tell(_LOOK_SECONDS)

@@ -164,7 +164,7 @@ def test_merging_twice_changes_nothing(holder, content):
     for outcome in again:
         report = outcome.report
         assert (report.merged, report.stored, report.zero) == (0, 0, 0)
-        assert outcome.figures.already_bytes >= (PAGES - 1) * PAGE_SIZE
+        assert outcome.worth.duplicate_bytes < PAGES * PAGE_SIZE // 2
     assert [mappings_of(piece.pid) for piece in pieces] == before
     assert [piece.read() for piece in pieces] == [content] * 2
 
@@ -185,7 +185,7 @@ def test_a_dry_run_says_what_there_is_and_does_nothing(holder, runtime):
     pieces = holder(), holder()
     before = [state_of(piece.pid) for piece in pieces]
     outcomes = merge(*pieces, wishes=others.Wishes(dry_run=True))
-    total = sum(outcome.figures.duplicate_bytes for outcome in outcomes)
+    total = sum(outcome.worth.duplicate_bytes for outcome in outcomes)
     assert total >= (PAGES - 1) * PAGE_SIZE
     for outcome in outcomes:
         assert outcome.stops == []

@@ -28,7 +28,7 @@ _MOST_PROCESSES = 20
 def warn(outcomes: Sequence[Outcome]) -> None:
     """Say on stderr where the pool is used although it may not be safe."""
     for one in outcomes:
-        if one.figures and (reason := runtimes.doubt(one.pid)):
+        if one.worth and (reason := runtimes.doubt(one.pid)):
             click.echo(f"sksm: warning: process {one.pid}: {reason}", err=True)
 
 
@@ -74,7 +74,7 @@ def emit(outcomes: Sequence[Outcome], wishes: Wishes) -> None:
                 "name": one.name,
                 **one.report.as_dict(),
                 "hot_bytes": one.hot_bytes,
-                "duplicate_bytes": one.figures and one.figures.duplicate_bytes,
+                "duplicate_bytes": one.worth and one.worth.duplicate_bytes,
                 **_common([one]),
             }
             for one in outcomes
@@ -124,7 +124,7 @@ def _p99(stops: Sequence[float]) -> float:
 
 
 def _sum(outcomes: Sequence[Outcome], field: str) -> int:
-    return sum(getattr(one.figures, field) for one in outcomes if one.figures)
+    return sum(getattr(one.worth, field) for one in outcomes if one.worth)
 
 
 def show(outcomes: Sequence[Outcome], wishes: Wishes) -> None:
@@ -163,8 +163,8 @@ _TIMES = ("before", "after")
 def _show_plan(console: Console, done: Sequence[Outcome]) -> None:
     table = words.grid(">pid", "process", ">would be merged", ">zeros", ">hot")
     for one in done:
-        if one.figures:
-            found = (one.figures.twin_bytes, one.figures.zero_bytes, one.hot_bytes)
+        if one.worth:
+            found = (one.worth.twin_bytes, one.worth.zero_bytes, one.hot_bytes)
             table.add_row("", str(one.pid), escape(one.name), *map(size, found))
     console.print(table)
     console.print(f"\nIt would free {size(_sum(done, 'duplicate_bytes'))}, and zeros.")
