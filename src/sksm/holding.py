@@ -99,7 +99,7 @@ class _Reading:
         """Read it, mapping by mapping."""
         mappings = self._space.mappings(EVERYTHING)
         for mapping in mappings:
-            if reason := pages.why_not(mapping):
+            if reason := pages.why_not(mapping, self._space.keeps):
                 self._others.refuse(reason, self._resident(mapping))
             else:
                 self._look(mapping)

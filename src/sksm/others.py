@@ -33,7 +33,7 @@ from sksm.process import (
     status,
 )
 from sksm.process.domain import Domain
-from sksm.process.other import OtherProcess
+from sksm.process.other import EVERYTHING, OtherProcess
 from sksm.process.watching import WriteWatch
 from sksm.report import MergeReport, Step
 from sksm.spans import PAGE_SIZE, Span, groups
@@ -197,7 +197,8 @@ class _Crew:
                 spans = [
                     mapping.span
                     for mapping in space.mappings()
-                    if mapping.prot & libc.PROT_WRITE and not why_not(mapping)
+                    if mapping.prot & libc.PROT_WRITE
+                    and not why_not(mapping, space.keeps)
                 ]
                 watches[pid] = scope.enter_context(space.watched(spans))
             if self._outcomes[pid].failed:
@@ -266,7 +267,7 @@ def unmerge(pids: Sequence[int], step: Step) -> list[Outcome]:
     for outcome in outcomes:
         with _failures_of(outcome):
             permission.require_memory(outcome.pid)
-            found = maps.every_mapping(outcome.pid)
+            found = maps.mappings(outcome.pid, EVERYTHING)  # with flags: to be kept
             shared[outcome.pid] = [mapping for mapping in found if is_pool(mapping)]
     wanted = sum(m.span.size for mappings in shared.values() for m in mappings)
     available = psutil.virtual_memory().available
@@ -297,7 +298,9 @@ def _privatise(
         try:
             for mapping in mappings:
                 for (piece,) in groups([mapping.span], EXCHANGE_PAGES):
-                    space.privatise(piece, mapping.prot)
+                    space.privatise(
+                        piece, mapping.prot, not_forked="dc" in mapping.flags
+                    )
                     outcome.unmerged_bytes += piece.size
                     tell(piece.pages)
         finally:

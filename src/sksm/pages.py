@@ -57,8 +57,13 @@ class PageBatch:
         return sum(span.pages for span in self.spans)
 
 
-def why_not(mapping: Mapping) -> str | None:
-    """Say why no page of `mapping` can be merged; None if some may be."""
+def why_not(mapping: Mapping, kept: frozenset[str] = frozenset()) -> str | None:
+    """Say why no page of `mapping` can be merged; None if some may be.
+
+    Args:
+        mapping: with flags.
+        kept: flags that a replacement would keep (`AddressSpace.keeps`).
+    """
     if mapping.shared:
         return _FLAG_REASONS["sh"]
     if mapping.special:
@@ -66,7 +71,7 @@ def why_not(mapping: Mapping) -> str | None:
     if not mapping.prot & libc.PROT_READ:
         return "no permission to read it"
     for flag, reason in _FLAG_REASONS.items():
-        if flag in mapping.flags:
+        if flag in mapping.flags and flag not in kept:
             return reason
     return None
 

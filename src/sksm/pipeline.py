@@ -55,7 +55,7 @@ def merge_all(
         # One object's memory goes on where a mapping of it ends; of a raw range
         # nobody knows, and the program might grow the mapping.
         followed = space.pinned and mapping.span.stop in starts
-        if reason := objection or pages.why_not(mapping):
+        if reason := objection or pages.why_not(mapping, space.keeps):
             report.refuse(reason, sum(part.pages for part in parts))
         else:
             report += _merge_parts(space, mapping, parts, engine, followed)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sksm.engines.pool import PoolEngine
-from sksm.linux import libc
+from sksm.linux import libc, maps
 from sksm.linux.features import Feature
 from sksm.pages import is_pool
 from sksm.pipeline import merge_all
@@ -107,6 +107,45 @@ def whole(piece, slot=0, **how):
 def shown(piece):
     """For each mapping of it: protection, and whether it is the pool's."""
     return [(m.prot, is_pool(m)) for m in piece.mappings()]
+
+
+# -- flags
+
+
+def flags_of(piece):
+    """The flags of each mapping of it."""
+    return [m.flags for m in maps.mappings(piece.pid, piece.span)]
+
+
+@pytest.mark.parametrize("own", [(), ((2, 3),)], ids=["all", "but one"])
+def test_memory_that_no_child_gets_stays_so(there, other_space, pool, data, own):
+    """QEMU has its guests' memory so: merged, cleared and given back."""
+    piece = Piece(there, PAGES)
+    piece.advise(libc.MADV_DONTFORK)
+    piece.write(data)
+    item = whole(piece, own=own, not_forked=True)
+    assert exchange(other_space, pool, piece, item) == [DONE]
+    assert shown(piece) == [(RW, True)]
+    assert all("dc" in flags for flags in flags_of(piece))
+    other_space.privatise(piece.span, RW, not_forked=True)
+    assert not any(pooled for _, pooled in shown(piece))
+    assert all("dc" in flags for flags in flags_of(piece))
+    assert piece.read() == data
+
+
+def test_zeros_that_no_child_gets_stay_so(there, other_space, pool):
+    """Where the pool's pages were before, and the zero page is now."""
+    zeros = bytes(PAGES * PAGE_SIZE)
+    os.pwrite(pool, zeros, 0)
+    piece = Piece(there, PAGES)
+    piece.advise(libc.MADV_DONTFORK)
+    piece.write(zeros)
+    exchange(other_space, pool, piece, whole(piece, not_forked=True))
+    item = whole(piece, None, anonymous=False, not_forked=True)
+    assert exchange(other_space, pool, piece, item) == [DONE]
+    assert shown(piece) == [(RW, False)]
+    assert all("dc" in flags for flags in flags_of(piece))
+    assert piece.read() == zeros
 
 
 # -- equal pages

@@ -269,6 +269,7 @@ def _exchange_of(
         run.slot,
         tuple((first - run.first, stop - run.first) for first, stop in run.own),
         anonymous=mapping.anonymous,
+        not_forked="dc" in mapping.flags,
     )
 
 

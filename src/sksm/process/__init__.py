@@ -38,6 +38,7 @@ class Exchange:
     slot: int | None
     own: tuple[tuple[int, int], ...] = ()
     anonymous: bool = True  # dropping a page of it makes it read as zeros
+    not_forked: bool = False  # a child does not get it (MADV_DONTFORK), and never will
 
 
 class AddressSpace(Protocol):
@@ -49,6 +50,7 @@ class AddressSpace(Protocol):
 
     pid: int
     pinned: bool  # what is offered is one object's memory, and stays mapped
+    keeps: frozenset[str]  # flags of a mapping that an exchange gives its successor
 
     def objection(self) -> str | None:
         """Say why nothing of it may be merged; None if something may."""

@@ -31,6 +31,7 @@ _CALLS: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("getpid", ()),
     *((name, ()) for name in ("sendto", "recvfrom", "recvmsg", "userfaultfd")),
     ("mprotect", (0, 0, libc.PROT_READ)),
+    ("madvise", (0, 0, libc.MADV_DONTFORK)),
     ("madvise", (0, 0, libc.MADV_DONTNEED)),
     ("madvise", (0, 0, libc.MADV_POPULATE_READ)),
     ("ioctl", (0, userfaultfd.USERFAULTFD_IOC_NEW)),

@@ -42,6 +42,7 @@ class OtherProcess:
     """
 
     pinned = False
+    keeps = frozenset({"dc"})
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -180,7 +181,7 @@ class OtherProcess:
         work = Exchanging(self._site(), there, comparison, self._unchanged)
         return work.run(exchanges)
 
-    def privatise(self, span: Span, prot: int) -> None:
+    def privatise(self, span: Span, prot: int, *, not_forked: bool = False) -> None:
         """Give `span` anonymous pages of its own that hold the same bytes.
 
         Raises:
@@ -192,7 +193,7 @@ class OtherProcess:
 
             def attempt(held: list[int]) -> list[int]:
                 script = site.script(held)
-                script.copy(span, site.spare(span), prot)
+                script.copy(span, site.spare(span), prot, not_forked=not_forked)
                 with site.kept([span]):
                     verdicts = script.run()
                 left_over.extend(script.left_over)

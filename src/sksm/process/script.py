@@ -42,7 +42,9 @@ class Script:
             where = (item.span.start, item.span.size)
             self._calls.syscall("madvise", *where, libc.MADV_POPULATE_READ)
 
-    def copy(self, span: Span, spare: int, prot: int) -> None:
+    def copy(
+        self, span: Span, spare: int, prot: int, *, not_forked: bool = False
+    ) -> None:
         """Copy `span` to fresh pages at `spare`, and put those in its place."""
         flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | self._home.fixed
         rw = libc.PROT_READ | libc.PROT_WRITE
@@ -51,6 +53,8 @@ class Script:
             self._copy_pages(span.start, spare, np.array([[0, span.size]]))
             if prot != rw:
                 self._calls.syscall("mprotect", spare, span.size, prot)
+            if not_forked:
+                self._calls.syscall("madvise", spare, span.size, libc.MADV_DONTFORK)
             self._move(spare, span)
 
     def run(self) -> list[int]:
@@ -112,6 +116,8 @@ class Script:
         self._compare(item.span.start, at, item.span.size, compares)
         if prot != item.prot:
             self._calls.syscall("mprotect", at, item.span.size, item.prot)
+        if item.not_forked:
+            self._calls.syscall("madvise", at, item.span.size, libc.MADV_DONTFORK)
         self._move(at, item.span)
 
     def _build(self, at: int, size: int, *how: int) -> None:
@@ -131,6 +137,8 @@ class Script:
             self._calls.syscall(
                 "mmap", start, size, item.prot, flags, -1, 0, want=start
             )
+            if item.not_forked:
+                self._calls.syscall("madvise", start, size, libc.MADV_DONTFORK)
 
     def _compare(self, here: int, there: int, size: int, compares: set[int]) -> None:
         compare = self._home.compare
@@ -192,6 +200,8 @@ class RemoteScript(Script):
         how = (item.prot, libc.MAP_PRIVATE | libc.MAP_FIXED, self._pool)
         where = (start, size, *how, slot * PAGE_SIZE)
         self._calls.syscall("mmap", *where, want=start)
+        if item.not_forked:
+            self._calls.syscall("madvise", start, size, libc.MADV_DONTFORK)
 
     def _compare(self, here: int, there: int, size: int, compares: set[int]) -> None:
         """Leave it: it has been done."""
