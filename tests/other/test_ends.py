@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 
 import pytest
@@ -17,7 +18,13 @@ pytestmark = pytest.mark.needs(
     Feature.PTRACE_SEIZE, Feature.USERFAULTFD_WP, Feature.PIDFD_GETFD
 )
 
-PROGRAMS = [("threads", 4, 4), ("calls", 0), ("signals", 0), ("lives", 3)]
+PROGRAMS = [
+    ("threads", 4, 4),
+    *(
+        pytest.param(program, marks=pytest.mark.slow)
+        for program in (("calls", 0), ("signals", 0), ("lives", 3))
+    ),
+]
 
 
 def stop(target):
@@ -43,6 +50,7 @@ def test_a_stopped_program_is_merged_and_stays_stopped(target, program):
     one.ends_well()
 
 
+@pytest.mark.slow  # a merge is interrupted again and again, and takes its time
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program[0])
 def test_a_program_stopped_and_continued_all_the_time_bears_a_merge(target, program):
     """Job control between our stops, and during them."""
@@ -50,13 +58,13 @@ def test_a_program_stopped_and_continued_all_the_time_bears_a_merge(target, prog
 
     def control():
         while True:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(one.pid, signal.SIGSTOP)
-                os.kill(one.pid, signal.SIGCONT)
+            for number in (signal.SIGSTOP, signal.SIGCONT):
+                os.kill(one.pid, number)
+                select.select([], [], [], 0.003)  # it must get on, too
 
     pid = merging.fork(control)
     try:
-        for _ in range(3):
+        for _ in range(2):
             store = LocalStore()
             with contextlib.closing(store):
                 merging.merge(one, store)
@@ -99,7 +107,7 @@ def test_a_program_under_a_debugger_is_refused(target):
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program[0])
 def test_a_program_that_ends_meanwhile_is_no_error(target, program, how):
     """Whoever merges it is told that it has ended; whoever started it, how."""
-    for _ in range(5):
+    for _ in range(3):
         one = target(*program)
         told, tell = os.pipe()
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.needs(
     Feature.PTRACE_SEIZE, Feature.USERFAULTFD_WP, Feature.PIDFD_GETFD
 )
 
-FAST_SECONDS, SLOW_SECONDS = 2.0, 20.0
+FAST_SECONDS, SLOW_SECONDS = 1.0, 20.0
 slow = pytest.mark.slow
 
 # What the main thread does: it is the one that is borrowed, as a rule. Chosen for
