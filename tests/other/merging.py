@@ -26,11 +26,6 @@ def merge(target, store, total=None):
     return report
 
 
-def settled(report):
-    """Say whether the program could be stopped: else nothing was done."""
-    return not any("could not be stopped" in reason for reason in report.reasons)
-
-
 def merge_in_turns(targets, going_on):
     """Merge programs with each other while `going_on()`, into one pool after another.
 

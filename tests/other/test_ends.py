@@ -60,7 +60,7 @@ def test_a_program_stopped_and_continued_all_the_time_bears_a_merge(target, prog
         while True:
             for number in (signal.SIGSTOP, signal.SIGCONT):
                 os.kill(one.pid, number)
-                select.select([], [], [], 0.003)  # it must get on, too
+                select.select([], [], [], 0.02)  # it must get on, too
 
     pid = merging.fork(control)
     try:
