@@ -96,9 +96,9 @@ def resume_to_syscall(tid: int, signal: int = 0) -> None:
     _ptrace(PTRACE_SYSCALL, tid, None, signal)
 
 
-def detach(tid: int) -> None:
-    """Let go of a stopped thread, which runs on."""
-    _ptrace(PTRACE_DETACH, tid, None, None)
+def detach(tid: int, signal: int = 0) -> None:
+    """Let go of a stopped thread, which runs on, with `signal` if that stopped it."""
+    _ptrace(PTRACE_DETACH, tid, None, signal)
 
 
 def registers(tid: int) -> Registers:

@@ -29,7 +29,7 @@ _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 
 
 class Interrupted(Exception):
-    """A signal came before the work began, and was delivered: try again."""
+    """A signal came before the work began: let the thread go, and try again."""
 
 
 class Thread:
@@ -149,7 +149,7 @@ class Thread:
         elif number == signal.SIGSTOP:
             ptrace.resume(self._tid, number)
         elif self._now().rbx == table:
-            self._deliver(number)
+            self._put_off(number)
         else:
             raise OSError(errno.EFAULT, f"signal {number} in the middle of a table")
 
@@ -184,6 +184,16 @@ class Thread:
         ptrace.interrupt(self._tid)
         ptrace.resume(self._tid, number)
         self._threads.await_stop(self._tid, _PATIENCE_SECONDS)
+        raise Interrupted
+
+    def _put_off(self, number: int) -> None:
+        """Let the thread have a signal when it is let go.
+
+        Not now: the kernel writes its frame to the stack, and writers to that may
+        be held off. It would wait with us, or end the process.
+        """
+        ptrace.set_registers(self._tid, self._found)
+        self._threads.owed[self._tid] = number
         raise Interrupted
 
     def _take_back(self) -> None:

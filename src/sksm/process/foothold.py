@@ -386,7 +386,11 @@ class Foothold:
                 thread = Thread(self.threads, tids[0], self._code)
                 try:
                     thread.run(table, self._line, keeping)
-                except (Interrupted, ProcessLookupError):
+                except Interrupted:
+                    if held:  # and not ours to be let go
+                        raise BlockingIOError(errno.EBUSY, _STEADY) from None
+                    raise
+                except ProcessLookupError:
                     raise
                 except BaseException:
                     self._astray = True

@@ -40,6 +40,7 @@ class Threads:
         self._child = _parent(pid) == os.getpid()
         self._held: list[int] = []
         self._late: list[int] = []  # asked to stop, and have not yet
+        self.owed: dict[int, int] = {}  # signals that held threads are yet to have
 
     @contextlib.contextmanager
     def all_stopped(self) -> Iterator[list[int]]:
@@ -192,7 +193,7 @@ class Threads:
     def _let_go(self) -> None:
         for tid in self._held:
             try:
-                ptrace.detach(tid)
+                ptrace.detach(tid, self.owed.pop(tid, 0))
             except ProcessLookupError:  # it has ended, or runs: then it is still ours
                 self._late.append(tid)
         self._held.clear()
