@@ -41,7 +41,7 @@ PLAUSIBLE = {
     "recvmsg": [errno.ECONNRESET, errno.ENOMEM, errno.EAGAIN],
 }
 
-_BY_NUMBER = {number: name for name, number in libc.SYS.items()}
+_BY_NUMBER = {libc.SYS[name]: name for name in PLAUSIBLE if name in libc.SYS}
 
 
 class Seam:
