@@ -26,6 +26,7 @@ enum { MS = 1000000 };
 
 static __thread volatile uint64_t handled; /* how often a handler of ours ran here */
 static __thread struct counter *mine;
+static int semaphores, messages; /* of System V: they outlive us if we are killed */
 
 static void handler(int number) {
   (void)number;
@@ -201,20 +202,14 @@ static void by_cond_wait(uint64_t asked) {
 }
 
 static void by_semtimedop(uint64_t asked) {
-  static __thread int id = -1;
-  if (id < 0) {
-    MUST((id = semget(IPC_PRIVATE, 1, 0600)) >= 0);
-  }
   struct sembuf down = {0, -1, 0};
   struct timespec span = span_of(asked);
   uint64_t since = now_ns();
   int result;
-  CALL(result, semtimedop(id, &down, 1, &span));
+  CALL(result, semtimedop(semaphores, &down, 1, &span));
   expect("semtimedop", (result == -1 && errno == EAGAIN) || ended, result);
   if (!ended)
     lasted("semtimedop", since, asked, 0);
-  else
-    semctl(id, 0, IPC_RMID);
 }
 
 static void by_sigtimedwait(uint64_t asked) {
@@ -250,7 +245,7 @@ static void by_recv_timeout(uint64_t asked) {
 struct prompt {
   _Atomic bool wanted;
   pthread_t thread;
-  int fd, id;
+  int fd;
   uint64_t said; /* so far */
 };
 enum { READ, ACCEPT, RECVMSG, MSGRCV, SIGWAITINFO, PAUSE, SIGSUSPEND, LOCK, FUTEX, PROMPTS };
@@ -281,7 +276,7 @@ static void say(int kind, struct prompt *prompt) {
   }
   case MSGRCV: {
     struct { long type; uint64_t word; } message = {5, word};
-    MUST(msgsnd(prompt->id, &message, sizeof word, 0) == 0);
+    MUST(msgsnd(messages, &message, sizeof word, 0) == 0);
     break;
   }
   case SIGWAITINFO:
@@ -373,18 +368,11 @@ static void by_recvmsg(uint64_t unused) {
 
 static void by_msgrcv(uint64_t unused) {
   (void)unused;
-  static int id = -1;
-  if (id < 0) {
-    MUST((id = msgget(IPC_PRIVATE, 0600)) >= 0);
-    prompts[MSGRCV].id = id;
-  }
   uint64_t number = ask(MSGRCV);
   struct { long type; uint64_t word; } message;
-  ssize_t result = msgrcv(id, &message, sizeof message.word, 5, 0);
+  ssize_t result = msgrcv(messages, &message, sizeof message.word, 5, 0);
   expect("msgrcv", result == sizeof message.word, result);
   right_word("msgrcv", message.word, number);
-  if (ended)
-    msgctl(id, IPC_RMID, NULL);
 }
 
 static void by_sigwaitinfo(uint64_t unused) {
@@ -552,6 +540,8 @@ int main(int argc, char **argv) {
   uint64_t first = strtoul(argv[2], NULL, 10) % KINDS;
   pthread_t ender = start(await_end, NULL), threads[KINDS];
   working = KINDS;
+  MUST((semaphores = semget(IPC_PRIVATE, 1, 0600)) >= 0);
+  MUST((messages = msgget(IPC_PRIVATE, 0600)) >= 0);
   pthread_t other = start(prompt_all, NULL);
   for (uint64_t n = 0; n < KINDS; n++)
     if (n != first)
@@ -563,5 +553,7 @@ int main(int argc, char **argv) {
       pthread_join(threads[n], NULL);
   pthread_join(other, NULL);
   pthread_join(ender, NULL);
+  semctl(semaphores, 0, IPC_RMID);
+  msgctl(messages, IPC_RMID, NULL);
   return 0;
 }
