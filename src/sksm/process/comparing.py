@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,15 +16,14 @@ from sksm.process import Exchange
 from sksm.spans import PAGE_SIZE
 
 _PIECE_BYTES = 64 * PAGE_SIZE  # both sides stay in the cache
-_THREADS = 1
 _VIEW_BYTES = 1 << 42  # of addresses for a pool: 4 TiB
 
 
 class Comparison:
     """One pool, beside the memory of one process.
 
-    Copying the process's pages takes longest, so two threads do it: the kernel and
-    memcmp(3) work without the interpreter.
+    A thread of its own compares, while threads of the process are held for the pages
+    before: the kernel and memcmp(3) work without the interpreter.
 
     Args:
         mem: an open /proc/PID/mem. Reading it pins nothing.
@@ -34,15 +32,11 @@ class Comparison:
 
     def __init__(self, mem: int, pool: int) -> None:
         self._mem = mem
-        self._own = threading.local()  # a buffer for each thread of ours
+        self._copy = np.zeros(_PIECE_BYTES, np.uint8)
         self._zeros = np.zeros(_PIECE_BYTES, np.uint8)
-        self._executor = ThreadPoolExecutor(_THREADS, initializer=self._prepare)
+        self._executor = ThreadPoolExecutor(1)
         flags = libc.MAP_SHARED | libc.MAP_NORESERVE
-        # Its pages are met again for each process, and mapped here once.
         self._view = libc.mmap(None, _VIEW_BYTES, libc.PROT_READ, flags, pool, 0)
-
-    def _prepare(self) -> None:
-        self._own.copy = np.zeros(_PIECE_BYTES, np.uint8)
 
     def close(self) -> None:
         """Unmap the pool."""
@@ -55,30 +49,19 @@ class Comparison:
         That says which items' pages, but for their own ones, equal their twins. Pages
         that are gone equal nothing.
         """
-        pieces = [(at, *piece) for at, item in enumerate(items) for piece in _cut(item)]
-        parts = (pieces[first::_THREADS] for first in range(_THREADS))
-        begun = [self._executor.submit(self._different, part) for part in parts]
+        return self._executor.submit(lambda: list(map(self._equal, items))).result
 
-        def equal() -> list[bool]:
-            different = set().union(*(future.result() for future in begun))
-            return [at not in different for at in range(len(items))]
-
-        return equal
-
-    def _different(self, pieces: list[tuple[int, int, int | None, int]]) -> set[int]:
-        """Compare pieces (item, address, offset in the pool, size) one by one."""
-        found: set[int] = set()
-        copy: NDArray[np.uint8] = self._own.copy
-        for at, address, offset, size in pieces:
-            there = self._zeros.ctypes.data if offset is None else self._view + offset
-            # SAFETY: a buffer of ours; the pool's file reaches as far as its slots,
-            # and cannot shrink.
-            if at not in found and (
-                not self._read(address, copy[:size])
-                or libc.memcmp(copy.ctypes.data, there, size)
-            ):
-                found.add(at)
-        return found
+    def _equal(self, item: Exchange) -> bool:
+        copy, zeros = self._copy.ctypes.data, self._zeros.ctypes.data
+        # SAFETY: buffers of ours; the pool's file reaches as far as its slots, and
+        # cannot shrink.
+        return all(
+            self._read(address, self._copy[:size])
+            and not libc.memcmp(
+                copy, zeros if offset is None else self._view + offset, size
+            )
+            for address, offset, size in _cut(item)
+        )
 
     def _read(self, address: int, into: NDArray[np.uint8]) -> bool:
         try:

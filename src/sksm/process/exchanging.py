@@ -21,7 +21,6 @@ from sksm.process.there import There
 from sksm.process.watching import Barrier
 from sksm.spans import PAGE_SIZE, Span
 
-_MOST_PAGES = 512  # exchanged in one stop, if they are compared before
 _MOST_AT_ONCE = 64  # exchanges in one stop
 _PAUSES = (0.001, 0.01, 0.1)  # seconds before stopping it again, if it would not
 
@@ -57,11 +56,11 @@ class Site:
     def kept(self, spans: Sequence[Span]) -> Iterator[None]:
         """Hold writers to `spans` off."""
         with contextlib.ExitStack() as scope:
-            for span in spans if self._barrier else ():
-                assert self._barrier
-                scope.callback(self._barrier.lower_at, span)
-                with contextlib.suppress(FileNotFoundError):  # unmapped meanwhile
-                    self._barrier.raise_at(span)
+            if barrier := self._barrier:
+                for span in spans:
+                    scope.callback(barrier.lower_at, span)
+                    with contextlib.suppress(FileNotFoundError):  # unmapped meanwhile
+                        barrier.raise_at(span)
             yield
 
     def touched_by_kernel(self, span: Span) -> bool:
@@ -137,7 +136,7 @@ class Exchanging:
     def _go(self, exchanges: Sequence[Exchange]) -> Iterator[int]:
         with contextlib.ExitStack() as scope:
             ahead: collections.deque[Callable[[], list[int]]] = collections.deque()
-            for some in _slices(exchanges, _MOST_PAGES):
+            for some in _slices(exchanges):
                 ahead.append(scope.enter_context(self._prepared(some)))
                 if len(ahead) > 1:
                     yield from ahead.popleft()()
@@ -175,7 +174,7 @@ class Exchanging:
 
     def _shyly(self, exchanges: Sequence[Exchange]) -> Iterator[int]:
         """Compare while all threads are held."""
-        for some in _slices(exchanges, EXCHANGE_PAGES):
+        for some in _slices(exchanges):
             attempt = functools.partial(self._compare_and_replace, some)
             yield from self._site.persist(attempt, len(some))
 
@@ -199,14 +198,14 @@ class Exchanging:
         return [done.get(item, CHANGED) for item in some]
 
 
-def _slices(exchanges: Sequence[Exchange], most: int) -> Iterator[list[Exchange]]:
-    """Cut a list into what is done at a time, `most` pages."""
+def _slices(exchanges: Sequence[Exchange]) -> Iterator[list[Exchange]]:
+    """Cut a list into what is done in one stop."""
     some: list[Exchange] = []
-    room = most
+    room = EXCHANGE_PAGES
     for item in exchanges:
         if some and (item.span.pages > room or len(some) == _MOST_AT_ONCE):
             yield some
-            some, room = [], most
+            some, room = [], EXCHANGE_PAGES
         some.append(item)
         room -= item.span.pages
     if some:
