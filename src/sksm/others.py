@@ -8,7 +8,6 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -313,9 +312,7 @@ def pss(pid: int) -> int:
     `Pss` of /proc/PID/smaps_rollup, in bytes; 0 if it ended.
     """
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
+        return status.sizes(f"/proc/{pid}/smaps_rollup").get("Pss", 0)
     return 0
 
 

@@ -1,14 +1,15 @@
-"""What /proc/PID/status tells of a process: proc(5). Everybody may read it."""
+"""What files below /proc tell of a process: proc(5)."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from sksm.spans import PAGE_SIZE
 
 
 def read(pid: int) -> dict[str, str]:
-    """Give each field as text.
+    """Give each field of /proc/PID/status as text. Everybody may read it.
 
     Raises:
         OSError: ENOENT, ESRCH if there is no such process (any more).
@@ -16,6 +17,31 @@ def read(pid: int) -> dict[str, str]:
     text = Path(f"/proc/{pid}/status").read_text(errors="replace")
     fields = (line.partition(":") for line in text.splitlines())
     return {name: value.strip() for name, _, value in fields}
+
+
+def stat(pid: int, tid: int | None = None) -> list[str]:
+    """Give the fields of /proc/PID/stat behind the name, the state first.
+
+    Args:
+        pid: the process.
+        tid: which thread of it, if not all of them together.
+
+    Raises:
+        OSError: as `read`.
+    """
+    task = "" if tid is None else f"/task/{tid}"
+    text = Path(f"/proc/{pid}{task}/stat").read_text(errors="replace")
+    return text[text.rindex(")") + 2 :].split()
+
+
+def sizes(path: str) -> dict[str, int]:
+    """Read the "Name: 123 kB" lines of a file in /proc, as bytes."""
+    found = {}
+    for line in Path(path).read_text().splitlines():
+        name, _, rest = line.partition(":")
+        with contextlib.suppress(ValueError, IndexError):
+            found[name] = int(rest.split()[0]) * 1024
+    return found
 
 
 def name(pid: int) -> str:

@@ -8,12 +8,9 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
-
-import psutil
 
 from sksm.linux import ptrace
-from sksm.process import BUSY
+from sksm.process import BUSY, status
 from sksm.process.filters import Filters
 
 # How long threads may take to stop. One in uninterruptible sleep (a disk, vfork)
@@ -35,9 +32,8 @@ class Threads:
         self.pid = pid
         self.filters = Filters(pid)
         self.stops: list[float] = []  # seconds, each stop of all threads
-        self.kernel_workers = False  # some cannot be stopped, and write as we look
         self._mem: int | None = None
-        self._child = _parent(pid) == os.getpid()
+        self._child = _of_status(pid, "PPid") == os.getpid()
         self._held: list[int] = []
         self._late: list[int] = []  # asked to stop, and have not yet
         self.owed: dict[int, int] = {}  # signals that held threads are yet to have
@@ -128,22 +124,22 @@ class Threads:
         spins = 0
         while True:
             try:
-                status = self.look(tid)
+                seen = self.look(tid)
             except ChildProcessError:
                 self._follow(tid)
                 return False
-            if status is None:
+            if seen is None:
                 if time.monotonic() > deadline:
                     raise BlockingIOError(errno.EBUSY, BUSY)
                 spins += 1
                 time.sleep(0 if spins < _SPINS else 0.0002)
-            elif not os.WIFSTOPPED(status):
+            elif not os.WIFSTOPPED(seen):
                 return False
-            elif ptrace.event(status) == ptrace.PTRACE_EVENT_STOP:
+            elif ptrace.event(seen) == ptrace.PTRACE_EVENT_STOP:
                 return True
             else:  # any stop ends the interruption: ask for it again
                 ptrace.interrupt(tid)
-                ptrace.resume(tid, os.WSTOPSIG(status))
+                ptrace.resume(tid, os.WSTOPSIG(seen))
 
     def look(self, tid: int) -> int | None:
         """Give a thread's status (`ptrace.wait`); a child's end is for its parent."""
@@ -158,10 +154,8 @@ class Threads:
 
     def _seize(self, tid: int) -> bool:
         """Attach to a thread; whether it is one to be stopped."""
-        for last in (
-            False,
-            True,
-        ):  # execve may put one that lives in a dead one's place
+        # Execve may put a thread that lives in a dead one's place.
+        for last in (False, True):
             try:
                 ptrace.seize(tid)
             except ProcessLookupError:
@@ -169,7 +163,6 @@ class Threads:
             except PermissionError:
                 state, flags = _state(self.pid, tid)
                 if state in "ZX" or flags & _KERNEL_WORKER:
-                    self.kernel_workers |= bool(flags & _KERNEL_WORKER)
                     return False
                 if last:
                     raise
@@ -215,7 +208,7 @@ class Threads:
         trace that one still (ptrace(2), "execve(2) under ptrace").
         """
         known = tid == self.pid or self.pid in self._late
-        if not known and _tracer(self.pid) == threading.get_native_id():
+        if not known and _of_status(self.pid, "TracerPid") == threading.get_native_id():
             self._late.append(self.pid)
 
 
@@ -226,23 +219,15 @@ def _gone() -> ProcessLookupError:
 def _state(pid: int, tid: int) -> tuple[str, int]:
     """Read a thread's state and its PF_* flags (proc_pid_stat(5))."""
     try:
-        text = Path(f"/proc/{pid}/task/{tid}/stat").read_text()
+        fields = status.stat(pid, tid)
     except OSError:
         return "X", 0
-    fields = text[text.rindex(")") + 2 :].split()
     return fields[0], int(fields[6])
 
 
-def _tracer(pid: int) -> int:
-    """Say which thread traces a process's main thread; 0 if none."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("TracerPid:"):
-                return int(line.split()[1])
-    return 0
-
-
-def _parent(pid: int) -> int:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).ppid()
-    return 0
+def _of_status(pid: int, name: str) -> int:
+    """Read a number of /proc/PID/status; 0 if the process ended."""
+    try:
+        return int(status.read(pid)[name])
+    except OSError:
+        return 0

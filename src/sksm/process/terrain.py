@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 from sksm.linux import maps
-from sksm.process import stub
+from sksm.process import status, stub
 from sksm.spans import PAGE_SIZE, Span
 
 HUGE = 2 << 20  # what one page table covers
@@ -51,10 +51,9 @@ def another_program() -> ProcessLookupError:
 def born(pid: int) -> int:
     """Read when a process began, in ticks; 0 if there is none (proc_pid_stat(5))."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        return int(status.stat(pid)[19])
     except OSError:
         return 0
-    return int(text[text.rindex(")") + 2 :].split()[19])
 
 
 def lives(owner: stub.Owner) -> bool:

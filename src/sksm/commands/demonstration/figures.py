@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from sksm.commands import sharing
 from sksm.daemon.protocol import Status
+from sksm.process import status
 from sksm.spans import PAGE_SIZE
 from sksm.store.pool import POOL_NAME
 
@@ -49,11 +49,11 @@ def take(workers: Sequence[int], daemon: Status | None) -> Snapshot:
         workers: process ids.
         daemon: its status, if it runs.
     """
-    rollups = [_fields(f"/proc/{pid}/smaps_rollup") for pid in workers]
-    machine = _fields("/proc/meminfo")
+    rollups = [status.sizes(f"/proc/{pid}/smaps_rollup") for pid in workers]
+    machine = status.sizes("/proc/meminfo")
     pool = daemon.pool_bytes if daemon else 0
     mapped = sum(map(_pool_pss, workers)) if pool else 0
-    own = _fields(f"/proc/{daemon.pid}/smaps_rollup") if daemon else {}
+    own = status.sizes(f"/proc/{daemon.pid}/smaps_rollup") if daemon else {}
     used = ("AnonPages", "Shmem", "PageTables", "SUnreclaim")
     return Snapshot(
         workers_pss_bytes=sum(rollup["Pss"] for rollup in rollups),
@@ -92,13 +92,3 @@ def _cpu_lists() -> int:
     """
     words = (line.split() for line in Path("/proc/zoneinfo").read_text().splitlines())
     return PAGE_SIZE * sum(int(word[1]) for word in words if word[:1] == ["count:"])
-
-
-def _fields(path: str) -> dict[str, int]:
-    """Read "Name: 123 kB" lines of a file in /proc, as bytes."""
-    found = {}
-    for line in Path(path).read_text().splitlines():
-        name, _, rest = line.partition(":")
-        with contextlib.suppress(ValueError, IndexError):
-            found[name] = int(rest.split()[0]) * 1024
-    return found
