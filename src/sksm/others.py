@@ -96,8 +96,9 @@ def merge(pids: Sequence[int], wishes: Wishes, step: Step) -> list[Outcome]:
 
 
 def _refusal(pid: int, wishes: Wishes) -> str:
-    doubt = None if wishes.insist else runtimes.doubt(pid)
-    return guards.objection_to(pid) or doubt or ""
+    if reason := guards.objection_to(pid):
+        return reason
+    return "" if wishes.insist else runtimes.doubt(pid) or ""
 
 
 @contextlib.contextmanager

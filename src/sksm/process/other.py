@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import errno
@@ -54,7 +55,7 @@ class OtherProcess:
         self._pools: dict[int, tuple[int, Comparison]] = {}
         self._raised: Barrier | None = None
         self._protected = False
-        self._watched: list[Span] = []  # by ourselves
+        self._watched: list[Span] = []  # by ourselves, ascending
         self._rows: npt.NDArray[np.uint8] | None = None
 
     def __enter__(self) -> OtherProcess:
@@ -87,11 +88,16 @@ class OtherProcess:
         found = maps.mappings(self.pid, span)
         return [
             dataclasses.replace(mapping, flags=mapping.flags - {"uw"})
-            if any((mapping.span & watched).pages for watched in self._watched)
+            if self._watches(mapping.span)
             else mapping
             for mapping in found
             if not (mapping.span & ours).pages
         ]
+
+    def _watches(self, span: Span) -> bool:
+        """Say whether we watch part of `span` ourselves."""
+        behind = bisect.bisect_left(self._watched, Span(span.stop, span.stop))
+        return behind > 0 and self._watched[behind - 1].stop > span.start
 
     def count_mappings(self, span: Span = EVERYTHING) -> int:
         """Count the mappings that meet `span`."""

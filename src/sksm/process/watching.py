@@ -22,7 +22,7 @@ class WriteWatch:
     Args:
         foothold: in which process.
         pagemap: an open /proc/PID/pagemap.
-        spans: mappings to watch.
+        spans: mappings to watch, ascending.
 
     Raises:
         OSError: EINVAL before Linux 6.7; as `open_there`.
