@@ -15,9 +15,9 @@ import numpy as np
 
 from sksm.engines import plan
 from sksm.fingerprints import of_zeros
-from sksm.holding import HUGE_BYTES, Holding, Lookup, read
+from sksm.holding import Holding, Lookup, read
 from sksm.process import AddressSpace
-from sksm.spans import PAGE_SIZE, Span
+from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 from sksm.store import ZERO
 from sksm.twins import Flags, Twins, compare, pieces
 
@@ -151,10 +151,11 @@ class Estimate:
         processes add up to those of the whole set.
         """
         if pid not in self._figures:
-            self._figures[pid] = self._sum_up(self.holdings[pid], self.compared[pid])
+            self._figures[pid] = self._sum_up(pid)
         return self._figures[pid]
 
-    def _sum_up(self, holding: Holding, found: Twins) -> Figures:
+    def _sum_up(self, pid: int) -> Figures:
+        holding, found, worth = self.holdings[pid], self.compared[pid], self.worth(pid)
         zero = self._zero(holding) & ~found.outside
         wanted = found.twin | zero
         spans = pieces(wanted, holding.stretch, plan.SHORT_GAP)
@@ -162,12 +163,10 @@ class Estimate:
         own = plan.own_gaps(holding.numbers, slots)
         return Figures(
             looked_bytes=len(zero) * PAGE_SIZE,
-            zero_bytes=_size(zero & ~found.shares),
-            twin_bytes=_size(found.twin),
+            **dataclasses.asdict(worth),
             kept_bytes=_size(found.kept),
-            duplicate_bytes=_size(found.freed),
             already_bytes=_size(found.shares) + holding.others.already * PAGE_SIZE,
-            huge_bytes=_split(holding, wanted) * HUGE_BYTES,
+            huge_bytes=_split(holding, wanted) * HUGE_SIZE,
             span_pages=int(np.diff(spans).sum()),
             runs=len(pieces(wanted, holding.stretch, 0)),
             mappings=_straight(plan.runs(holding.numbers, slots, own)),
@@ -226,7 +225,7 @@ def _size(flags: Flags) -> int:
 def _split(holding: Holding, wanted: Flags) -> int:
     """Count the huge pages in which some page is wanted."""
     numbers = holding.numbers[wanted]
-    ends = holding.huge + HUGE_BYTES // PAGE_SIZE
+    ends = holding.huge + HUGE_SIZE // PAGE_SIZE
     inside = np.searchsorted(numbers, ends) - np.searchsorted(numbers, holding.huge)
     return int(np.count_nonzero(inside))
 

@@ -22,7 +22,7 @@ from sksm.linux.pagemap import Category
 from sksm.process import AddressSpace, pages_of
 from sksm.process.other import EVERYTHING
 from sksm.report import MergeReport
-from sksm.spans import PAGE_SIZE, Span, groups
+from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span, groups
 from sksm.store import UNSEEN
 from sksm.twins import Flags, stretches
 
@@ -31,7 +31,6 @@ Prints = npt.NDArray[np.uint64]
 Lookup = Callable[[Prints], npt.NDArray[np.int64]]
 _T = TypeVar("_T", np.int64, np.uint64)
 
-HUGE_BYTES = 2 << 20
 VANISHED = "gone while it was read"
 _GROUP_PAGES = 512  # read and fingerprinted at a time: they stay in the cache
 _ENTRIES_GAP = 64  # pages: to read as many entries more is cheaper than a call
@@ -134,11 +133,11 @@ class _Reading:
         report.reasons.pop(pages.UNTOUCHED, 0)  # no memory yet
         self._others += report
         self._read(candidates)
-        if candidates and mapping.span.size >= HUGE_BYTES:
+        if candidates and mapping.span.size >= HUGE_SIZE:
             table = self._space.pagemap()
             for run, kind in pagemap.walk(table, mapping.span, Category.HUGE):
                 if kind & Category.HUGE:
-                    starts = range(run.start, run.stop, HUGE_BYTES)
+                    starts = range(run.start, run.stop, HUGE_SIZE)
                     self._huge += [start // PAGE_SIZE for start in starts]
 
     def _read(self, candidates: list[Span]) -> None:

@@ -7,6 +7,7 @@ import mmap
 from collections.abc import Iterable, Iterator
 
 PAGE_SIZE = mmap.PAGESIZE
+HUGE_SIZE = 2 << 20  # a huge page's, and what one page table of small ones covers
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)

@@ -11,7 +11,7 @@ from sksm.engines.plan import SHORT_GAP
 from sksm.estimate import Estimate
 from sksm.linux import pagemap
 from sksm.process.other import OtherProcess
-from sksm.spans import PAGE_SIZE, Span
+from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 from sksm.store.local import LocalStore
 from tests.other.holder import Holder, Window
 
@@ -208,10 +208,10 @@ def test_huge_pages_are_counted_once_a_page_of_them_has_a_twin(worker):
         huge = found.holdings[process.pid].huge
         if not len(huge):
             pytest.skip("no huge pages here")
-        assert (huge * PAGE_SIZE % holding.HUGE_BYTES == 0).all()
+        assert (huge * PAGE_SIZE % HUGE_SIZE == 0).all()
         twin = np.array(found.twins(process.pid)[0].start) // PAGE_SIZE
         inside = (huge <= twin) & (twin < huge + 512)
-        assert found.total().huge_bytes == inside.sum() * holding.HUGE_BYTES
+        assert found.total().huge_bytes == inside.sum() * HUGE_SIZE
 
 
 HUGE = f"""

@@ -26,9 +26,8 @@ from sksm.process import stub, terrain
 from sksm.process.borrowing import Interrupted, Thread, will_return
 from sksm.process.reading import read_bytes, write_bytes
 from sksm.process.stopping import Threads
-from sksm.process.terrain import HUGE
 from sksm.process.there import Image, There, framed, padded
-from sksm.spans import PAGE_SIZE, Span
+from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 
 _IMAGE_BYTES = 1 << 18  # for a table and what it points to
 _CONTROL_BYTES = 256  # in front of it: results of single calls, and then
@@ -337,7 +336,7 @@ class Foothold:
 
         They are as far into a page table as `like`, so that whole ones can move.
         """
-        at = self._spare + (like - self._spare) % HUGE
+        at = self._spare + (like - self._spare) % HUGE_SIZE
         if at + size > self._hole.stop:
             self._spare = self._hole.start + _FIRST_SPARE
             return self.spare(size, like)

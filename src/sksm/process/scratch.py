@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from sksm.linux import libc
 from sksm.process import Exchange
 from sksm.process.script import STAGE_BYTES
-
-HUGE = 2 << 20  # a whole page table; mremap moves these without touching entries
+from sksm.spans import HUGE_SIZE
 
 
 class Scratch:
@@ -58,14 +57,14 @@ class Scratch:
 
 def room(item: Exchange) -> int:
     """Say how many bytes of addresses `beside` may need for an item."""
-    return item.span.size + (HUGE if item.span.size >= HUGE else 0)
+    return item.span.size + (HUGE_SIZE if item.span.size >= HUGE_SIZE else 0)
 
 
 def beside(at: int, item: Exchange) -> int:
     """Round `at` up so that whole page tables can move to the item's span."""
-    if item.span.size < HUGE:
+    if item.span.size < HUGE_SIZE:
         return at
-    return at + (item.span.start - at) % HUGE
+    return at + (item.span.start - at) % HUGE_SIZE
 
 
 def _unmap(start: int, stop: int) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from sksm.linux import maps
 from sksm.process import status, stub
-from sksm.spans import PAGE_SIZE, Span
+from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 
-HUGE = 2 << 20  # what one page table covers
 _AT_SYSINFO_EHDR = 33  # include/uapi/linux/auxvec.h
 
 
@@ -73,5 +72,5 @@ def largest_hole(pid: int) -> Span:
     size, start = max(
         (start - stop, stop) for stop, start in zip(stops, starts, strict=True)
     )
-    middle = (start + size // 2) // HUGE * HUGE
-    return Span(middle, middle + size // 4 // HUGE * HUGE)
+    middle = (start + size // 2) // HUGE_SIZE * HUGE_SIZE
+    return Span(middle, middle + size // 4 // HUGE_SIZE * HUGE_SIZE)
