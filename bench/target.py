@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from bench import memory
+from bench import memory, piped
 from bench.results import Wrong
 from sksm.spans import PAGE_SIZE, Span
 
@@ -46,19 +46,8 @@ class Target:
 @contextlib.contextmanager
 def running(size: int, seed: int, threads: int) -> Iterator[Target]:
     """Start a target; it is ended with the block."""
-    command = [sys.executable, "-m", "bench.target", *map(str, (size, seed, threads))]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield Target(process)
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with piped.module("bench.target", size, seed, threads) as process:
+        yield Target(process)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import sksm
-from bench import memory
+from bench import memory, piped
 from bench.results import Wrong
 from sksm.spans import PAGE_SIZE
 
@@ -67,21 +67,10 @@ class Worker:
 @contextlib.contextmanager
 def holding(size: int, seed: int) -> Iterator[Worker]:
     """Start a worker whose `size` bytes are filled by `seed`; ready at entry."""
-    command = [sys.executable, "-m", "bench.worker", str(size), str(seed)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            worker = Worker(process, size // PAGE_SIZE)
-            worker.answer()
-            yield worker
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with piped.module("bench.worker", size, seed) as process:
+        worker = Worker(process, size // PAGE_SIZE)
+        worker.answer()
+        yield worker
 
 
 def main() -> None:

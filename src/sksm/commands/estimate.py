@@ -35,12 +35,7 @@ def command(pids: tuple[int, ...], watch: float | None, as_json: bool) -> None:
     with progress() as step:
         found = outlook.survey(list(dict.fromkeys(pids)), watch, step)
     errors = [failure.error for failure in found.failures]
-    if not found.processes:
-        *errors, last = errors
-    for error in errors:
-        click.echo(f"sksm: {error}", err=True)
-    if not found.processes:
-        raise last
+    options.complain(errors, of=len(errors) + len(found.processes))
     if as_json:
         reporter.emit(found, watch)
     else:

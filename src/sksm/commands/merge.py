@@ -55,7 +55,7 @@ def command(
         outcomes = others.merge(list(dict.fromkeys(pids)), wishes, step)
     if engine == "pool":
         reporter.warn(outcomes)
-    reporter.complain(outcomes)
+    options.complain(reporter.errors(outcomes), of=len(outcomes))
     if as_json:
         reporter.emit(outcomes, wishes)
     else:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+
+from sksm.errors import SksmError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -45,3 +47,16 @@ def output_options(function: _F) -> _F:
         "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
     )
     return json_option(debug_option(function))
+
+
+def complain(errors: Sequence[SksmError], *, of: int) -> None:
+    """Name on stderr what went wrong with some of `of` processes.
+
+    Raises:
+        SksmError: the last error, if there is one for each.
+    """
+    told = errors if len(errors) < of else errors[:-1]
+    for error in told:
+        click.echo(f"sksm: {error}", err=True)
+    if len(told) < len(errors):
+        raise errors[-1]

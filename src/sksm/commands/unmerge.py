@@ -22,7 +22,7 @@ def command(pids: tuple[int, ...], as_json: bool) -> None:
 
     with progress() as step:
         outcomes = others.unmerge(list(dict.fromkeys(pids)), step)
-    reporter.complain(outcomes)
+    options.complain(reporter.errors(outcomes), of=len(outcomes))
     if as_json:
         reporter.emit_unmerged(outcomes)
     else:

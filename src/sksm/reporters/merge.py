@@ -32,19 +32,9 @@ def warn(outcomes: Sequence[Outcome]) -> None:
             click.echo(f"sksm: warning: process {one.pid}: {reason}", err=True)
 
 
-def complain(outcomes: Sequence[Outcome]) -> None:
-    """Name on stderr what could not be done.
-
-    Raises:
-        SksmError: nothing could be done, for any process.
-    """
-    errors = [error for one in outcomes if (error := _error(one))]
-    if len(errors) == len(outcomes):
-        *errors, last = errors
-    for error in errors:
-        click.echo(f"sksm: {error}", err=True)
-    if len(errors) < len(outcomes) and all(map(_error, outcomes)):
-        raise last
+def errors(outcomes: Sequence[Outcome]) -> list[SksmError]:
+    """List what went wrong, a process each."""
+    return [error for one in outcomes if (error := _error(one))]
 
 
 def _error(one: Outcome) -> SksmError | None:
