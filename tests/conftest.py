@@ -146,6 +146,19 @@ def poll(condition, seconds=20.0):
     return value
 
 
+@pytest.fixture
+def foreign():
+    """The pid of a program that is root's, and neither ours nor above us."""
+    if os.geteuid() == 0:
+        pytest.skip("root may look at any process")
+    above = {parent.pid for parent in psutil.Process().parents()}
+    for one in psutil.process_iter(["uids", "cmdline"]):
+        roots = one.info["uids"].effective == 0 and one.info["cmdline"]
+        if roots and one.pid not in above:
+            return one.pid
+    pytest.skip("every program of root's is one above us")
+
+
 class Worker:
     """A separately started interpreter that runs a script and answers lines.
 

@@ -4,12 +4,14 @@ import contextlib
 import os
 import select
 import signal
+import subprocess
 
 import pytest
 
 from sksm.linux import ptrace
 from sksm.linux.features import Feature
 from sksm.process import guards
+from sksm.process.procfiles import ProcFiles
 from sksm.store.local import LocalStore
 from tests.conftest import ended, poll
 from tests.other import merging
@@ -126,3 +128,15 @@ def test_a_program_that_ends_meanwhile_is_no_error(target, program, how):
         assert os.waitpid(pid, 0)[1] == 0, "see the traceback"
         os.close(told)
         os.close(tell)
+
+
+@pytest.mark.parametrize("name", ["pagemap", "mem"])
+def test_the_files_of_a_program_that_ended_say_so(name):
+    """To an ordinary user, too, whom the kernel then denies its own program's."""
+    child = subprocess.Popen(["true"])
+    poll(lambda: ended(child.pid))
+    with pytest.raises(ProcessLookupError):
+        _ = ProcFiles(child.pid)[name]
+    child.wait()
+    with pytest.raises((FileNotFoundError, ProcessLookupError)):
+        _ = ProcFiles(child.pid)[name]

@@ -396,11 +396,10 @@ def test_who_insists_is_not_asked_about_allocators(holder, monkeypatch):
     assert outcome.refusal == "never"
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may look at any process")
-def test_a_process_of_somebody_else_is_an_outcome(holder):
+def test_a_process_of_somebody_else_is_an_outcome(holder, foreign):
     """With the way out."""
     one, two = holder(), holder()
-    *done, refused = others.merge([one.pid, two.pid, 1], AT_ONCE, untold)
+    *done, refused = others.merge([one.pid, two.pid, foreign], AT_ONCE, untold)
     assert isinstance(refused.error, NotPermitted)
     assert "belongs to uid 0" in str(refused.error)
     assert not any(outcome.failed for outcome in done)

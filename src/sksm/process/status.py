@@ -7,6 +7,9 @@ from pathlib import Path
 
 from sksm.spans import PAGE_SIZE
 
+_FLAGS = 6  # of the fields behind the name: number 9 of all
+_PF_EXITING = 0x4  # linux/sched.h
+
 
 def read(pid: int) -> dict[str, str]:
     """Give each field of /proc/PID/status as text. Everybody may read it.
@@ -32,6 +35,18 @@ def stat(pid: int, tid: int | None = None) -> list[str]:
     task = "" if tid is None else f"/task/{tid}"
     text = Path(f"/proc/{pid}{task}/stat").read_text(errors="replace")
     return text[text.rindex(")") + 2 :].split()
+
+
+def ends(pid: int) -> bool:
+    """Say whether a process is on its way out, or gone: it does nothing more.
+
+    Raises:
+        PermissionError: a /proc that hides other users' processes (hidepid).
+    """
+    try:
+        return bool(int(stat(pid)[_FLAGS]) & _PF_EXITING)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def sizes(path: str) -> dict[str, int]:
