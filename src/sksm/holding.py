@@ -50,6 +50,13 @@ class Holding:
     huge: npt.NDArray[np.int64]  # numbers of the first pages of huge pages
     others: MergeReport  # pages that were not read: merged already, or refused
 
+    def names(self, numbers: npt.NDArray[np.int64]) -> Prints | None:
+        """Give the fingerprints of pages, ascending; None if some were not read."""
+        at = np.searchsorted(self.numbers, numbers)
+        if len(at) and at[-1] == len(self.numbers):
+            return None
+        return self.prints[at] if (self.numbers[at] == numbers).all() else None
+
 
 def read(
     space: AddressSpace,

@@ -239,8 +239,9 @@ class _Crew:
                 spans = self._cold(pid, estimate.twins(pid))
             pages = sum(span.pages for span in spans)
             tell = self._step(f"merging {pid}", pages)
+            engine = PoolEngine(self._store, estimate.holdings[pid].names)
             with _failures_of(outcome):
-                outcome.report = merge_all(space, spans, engine=PoolEngine(self._store))
+                outcome.report = merge_all(space, spans, engine=engine)
             for each in self._spaces.values():
                 each.settle()
             tell(pages)

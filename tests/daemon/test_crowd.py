@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import errno
+import itertools
 import os
 import resource
 import selectors
@@ -140,11 +141,17 @@ def test_a_full_table_does_not_make_the_daemon_spin(runtime, monkeypatch, code):
     server._close()
 
 
+def number_after(spare):
+    """Give the lowest number with `spare` unused descriptors below it."""
+    free = (n for n in itertools.count() if not os.path.lexists(f"/proc/self/fd/{n}"))
+    return next(itertools.islice(free, spare, None))
+
+
 def merge_with_few_descriptors(some, spare):
     """Merge with room for `spare` more descriptors; give the report or the refusal."""
     session.current.close()
     before, limits = count_fds(), resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (before + spare - 1, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number_after(spare), limits[1]))
     try:
         return sksm.merge(some.rows)
     except SksmError as error:

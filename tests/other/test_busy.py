@@ -29,11 +29,11 @@ class Busy:
 
     def _around(self, inner):
         @contextlib.contextmanager
-        def stopped():
+        def stopped(*args):
             self._left -= 1
             if self._left == -1:
                 raise BlockingIOError(errno.EBUSY, "not now")
-            with inner() as held:
+            with inner(*args) as held:
                 yield held
 
         return stopped

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -31,16 +32,25 @@ from sksm.spans import PAGE_SIZE, Span, groups
 from sksm.store import UNSEEN, ZERO, Store
 
 _OFFER_PAGES = 512  # of new data at a time: the store works on while we exchange
+# Gives the fingerprints of pages by number, as far back as they were taken; None if
+# it does not have all of them.
+Names = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint64] | None]
 TOO_MANY_MAPPINGS = "a quarter of vm.max_map_count is used up"
 
 
 class PoolEngine:
-    """Shares pages by way of a store's pool. Made anew for each merge."""
+    """Shares pages by way of a store's pool. Made anew for each merge.
+
+    Args:
+        store: has the pool.
+        names: fingerprints that somebody took before, to spare reading the pages
+            for them. Old ones cost merges (never bytes: those are compared).
+    """
 
     name = "pool"
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, names: Names = lambda _: None) -> None:
+        self._store, self._names = store, names
         self._next: tuple[int, int] | None = None  # page number, and its likely slot
         self._all_new = False  # nobody knew a page of the last batch
 
@@ -119,7 +129,9 @@ class PoolEngine:
         """Fingerprint every page, have the store take the unknown ones, exchange."""
         report = MergeReport()
         numbers = pages_of(batch.spans)
-        prints = fingerprint(space.read(batch.spans), self._store.seed)
+        prints = self._names(numbers)
+        if prints is None:
+            prints = fingerprint(space.read(batch.spans), self._store.seed)
         slots = self._store.lookup(prints)
         slots[prints == of_zeros(self._store.seed)] = ZERO
         self._all_new = bool((slots == UNSEEN).all())

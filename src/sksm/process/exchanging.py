@@ -22,6 +22,9 @@ from sksm.process.watching import Barrier
 from sksm.spans import PAGE_SIZE, Span
 
 _MOST_AT_ONCE = 64  # exchanges in one stop
+# How long a thread may take to stop while the barrier is up. One that meets it in a
+# system call never does: asked to stop, it tries again and again (handle_userfault).
+_BARRIER_SECONDS = 0.001
 _PAUSES = (0.001, 0.01, 0.1)  # seconds before stopping it again, if it would not
 
 Attempt = Callable[[list[int]], list[int]]  # threads held -> verdicts
@@ -84,11 +87,11 @@ class Site:
             self._foothold.threads.settle(pause)
         return [errno.EBUSY] * count
 
-    def once(self, attempt: Attempt) -> list[int]:
+    def once(self, attempt: Attempt, patience_s: float | None = None) -> list[int]:
         """Hold all threads and make an attempt; gives [] if they would not stop."""
         with (
             contextlib.suppress(BlockingIOError),
-            self._foothold.threads.all_stopped() as held,
+            self._foothold.threads.all_stopped(patience_s) as held,
         ):
             return attempt(held)
         return []
@@ -155,16 +158,15 @@ class Exchanging:
                 if not any(equal):
                     verdicts = [CHANGED] * len(some)
                 else:
-                    verdicts = self._site.once(
-                        lambda held: self._replace(some, equal, held)
-                    )
+                    attempt = functools.partial(self._replace, some, equal)
+                    verdicts = self._site.once(attempt, _BARRIER_SECONDS)
                 kept.close()
                 return verdicts or self._patiently(some)
 
             yield conclude
 
     def _patiently(self, some: list[Exchange]) -> list[int]:
-        """Hold all threads first: one may have waited at the barrier, in the kernel.
+        """Hold all threads first: one may have met the barrier in a system call.
 
         There it cannot be stopped.
         """

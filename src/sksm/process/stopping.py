@@ -39,8 +39,11 @@ class Threads:
         self.owed: dict[int, int] = {}  # signals that held threads are yet to have
 
     @contextlib.contextmanager
-    def all_stopped(self) -> Iterator[list[int]]:
+    def all_stopped(self, patience_s: float | None = None) -> Iterator[list[int]]:
         """Hold every thread; gives them, the main one first.
+
+        Args:
+            patience_s: how long to wait for each, if not as long as usual.
 
         Raises:
             BlockingIOError: some thread would not stop; all run.
@@ -53,13 +56,14 @@ class Threads:
         started = time.perf_counter()
         try:
             while seized := [tid for tid in self._unheld() if self._seize(tid)]:
-                self._stop(seized)
+                self._stop(seized, patience_s)
             if not self._held:
                 raise _gone()
             yield self._held
         finally:
             self._let_go()
             self.stops.append(time.perf_counter() - started)
+            self.settle(0.0)
 
     @contextlib.contextmanager
     def one_stopped(self) -> Iterator[list[int]]:
@@ -77,6 +81,7 @@ class Threads:
             yield self._held
         finally:
             self._let_go()
+            self.settle(0.0)
 
     def settle(self, seconds: float) -> None:
         """Let go of threads that stopped after we had given up on them.
@@ -171,14 +176,15 @@ class Threads:
         self._late.append(tid)
         return True
 
-    def _stop(self, tids: list[int]) -> None:
+    def _stop(self, tids: list[int], patience_s: float | None = None) -> None:
+        patience = () if patience_s is None else (patience_s,)
         asked = []
         for tid in tids:
             with contextlib.suppress(ProcessLookupError):
                 ptrace.interrupt(tid)
                 asked.append(tid)
         for tid in asked:
-            alive = self.await_stop(tid)
+            alive = self.await_stop(tid, *patience)
             self._late.remove(tid)
             if alive:
                 self._held.append(tid)
@@ -190,7 +196,6 @@ class Threads:
             except ProcessLookupError:  # it has ended, or runs: then it is still ours
                 self._late.append(tid)
         self._held.clear()
-        self.settle(0.0)
 
     def _drop(self, tid: int) -> None:
         try:
