@@ -135,7 +135,7 @@ class _Reading:
 
     def _look(self, mapping: Mapping) -> None:
         report, candidates = pages.survey(
-            self._space, mapping, mapping.span, self._pool
+            self._space, mapping, [mapping.span], self._pool
         )
         report.reasons.pop(pages.UNTOUCHED, 0)  # no memory yet
         self._others += report

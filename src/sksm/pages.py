@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sksm.linux import libc, pagemap
 from sksm.linux.maps import Mapping
@@ -16,6 +17,7 @@ from sksm.store.pool import POOL_NAME
 
 BATCH_PAGES = 4096  # 16 MiB: as much as memory may rise while merging
 
+_NEAR_BYTES = 4 << 20
 _TOLD = Category.PRESENT | Category.SWAPPED | Category.FILE | Category.PFNZERO
 WATCHED = "watched by another userfaultfd"
 
@@ -79,17 +81,17 @@ def why_not(mapping: Mapping, kept: frozenset[str] = frozenset()) -> str | None:
 def survey(
     space: AddressSpace,
     mapping: Mapping,
-    span: Span,
+    parts: Sequence[Span],
     pool: os.stat_result | None,
     *,
     followed: bool = False,
 ) -> tuple[MergeReport, list[Span]]:
-    """Sort the pages of `span`, a part of `mapping`, by what the kernel says.
+    """Sort the pages of parts of a mapping by what the kernel says.
 
     Args:
         space: whose memory.
         mapping: one that `why_not` has no objection to.
-        span: where to look.
+        parts: where to look: at least one, ascending, apart from each other.
         pool: `fstat` of the pool's file: clean pages of it are merged. None: those
             of any pool are.
         followed: the range goes on where `mapping` ends, which is then no end of
@@ -102,12 +104,13 @@ def survey(
     report = MergeReport()
     in_some_pool = is_pool(mapping)
     in_pool = in_some_pool if pool is None else mapping.shows(pool)
-    if span.stop == mapping.span.stop and not in_some_pool and not followed:
+    last = parts[-1]
+    if last.stop == mapping.span.stop and not in_some_pool and not followed:
         report.refuse(LAST_PAGE, 1)
-        span = Span(span.start, span.stop - PAGE_SIZE)
+        parts = [*parts[:-1], Span(last.start, last.stop - PAGE_SIZE)]
     candidates: list[Span] = []
     seen = 0
-    for run, category in pagemap.walk(space.pagemap(), span, _TOLD):
+    for run, category in _runs(space.pagemap(), parts):
         seen += run.pages
         if category & Category.PFNZERO or (category & Category.FILE and in_pool):
             report.add(already=run.pages)
@@ -117,7 +120,7 @@ def survey(
             _extend(candidates, run)
         else:
             report.refuse(SWAPPED, run.pages)
-    untouched = span.pages - seen
+    untouched = sum(part.pages for part in parts) - seen
     # An absent page of a private file mapping is the file's. One of a pool is
     # merged, and has not been read since.
     if in_some_pool:
@@ -125,6 +128,33 @@ def survey(
     else:
         report.refuse(UNWRITTEN_FILE if mapping.inode else UNTOUCHED, untouched)
     return report, candidates
+
+
+def _runs(table: int, parts: Sequence[Span]) -> Iterator[tuple[Span, Category]]:
+    """Go through the runs of pages in `parts`, with one walk over those that are near.
+
+    A walk takes as long as its call does for 4 MiB.
+    """
+    for near in _neighbours(parts):
+        first = 0
+        walked = Span(near[0].start, near[-1].stop)
+        for run, category in pagemap.walk(table, walked, _TOLD):
+            while near[first].stop <= run.start:
+                first += 1
+            for part in itertools.islice(near, first, None):
+                if part.start >= run.stop:
+                    break
+                yield run & part, category
+
+
+def _neighbours(parts: Sequence[Span]) -> Iterator[list[Span]]:
+    near: list[Span] = []
+    for part in parts:
+        if near and part.start - near[-1].stop > _NEAR_BYTES:
+            yield near
+            near = []
+        near.append(part)
+    yield near
 
 
 def batches(mapping: Mapping, candidates: list[Span]) -> Iterator[PageBatch]:

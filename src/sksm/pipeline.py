@@ -88,14 +88,9 @@ def _merge_parts(
     engine: Engine,
     followed: bool,
 ) -> MergeReport:
-    report = MergeReport()
-    candidates: list[Span] = []
-    for part in parts:
-        surveyed, some = pages.survey(
-            space, mapping, part, engine.pool, followed=followed
-        )
-        report += surveyed
-        candidates += some
+    report, candidates = pages.survey(
+        space, mapping, parts, engine.pool, followed=followed
+    )
     if not candidates:
         return report
     with contextlib.ExitStack() as scope:

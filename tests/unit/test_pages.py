@@ -65,7 +65,7 @@ def test_special_mappings_are_named(path):
 def surveyed(monkeypatch, mapped, runs, part=None):
     monkeypatch.setattr(pagemap, "walk", lambda *_: iter(runs))
     space = types.SimpleNamespace(pagemap=lambda: -1)
-    return pages.survey(space, mapped, part or mapped.span, STATUS)
+    return pages.survey(space, mapped, [part or mapped.span], STATUS)
 
 
 def test_pages_are_sorted_by_what_the_kernel_says(monkeypatch):
@@ -240,3 +240,21 @@ def test_other_failures_of_the_scan_are_raised(mixed, pagemap_fd, monkeypatch):
     monkeypatch.setattr(pagemap, "scan", refuse)
     with pytest.raises(OSError, match="no memory"):
         list(pagemap.walk(pagemap_fd, mixed[0], TOLD))
+
+
+def test_only_pages_within_the_parts_count(monkeypatch):
+    """Parts that are near share a walk, which meets what lies between them."""
+    walks = []
+
+    def walk(_, walked, __):
+        walks.append(walked)
+        yield walked, Category.PRESENT
+
+    monkeypatch.setattr(pagemap, "walk", walk)
+    space = types.SimpleNamespace(pagemap=lambda: -1)
+    parts = [span(0, 2), span(3, 4), span(2000, 2003), span(2010, 2020)]
+    report, found = pages.survey(space, mapping(2020), parts, STATUS)
+    assert walks == [span(0, 4), span(2000, 2019)]
+    assert found == [*parts[:-1], span(2010, 2019)]
+    assert report.reasons == {pages.LAST_PAGE: 1}
+    assert report.scanned == 1

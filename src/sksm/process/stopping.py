@@ -16,6 +16,7 @@ from sksm.process.filters import Filters
 # How long threads may take to stop. One in uninterruptible sleep (a disk, vfork)
 # takes its time, and the others must not wait for it.
 PATIENCE_SECONDS = 0.02
+_LATE_SECONDS = 0.001  # to look for one that did not stop in time
 _SETTLING_SECONDS = 5.0
 _SPINS = 200  # looks without a pause between: a thread that can stops in 20 us
 _KERNEL_WORKER = 0x4010  # PF_USER_WORKER (vhost) and PF_IO_WORKER (io_uring)
@@ -200,7 +201,7 @@ class Threads:
     def _drop(self, tid: int) -> None:
         try:
             ptrace.interrupt(tid)
-            if self.await_stop(tid):
+            if self.await_stop(tid, _LATE_SECONDS):
                 ptrace.detach(tid)
         except ProcessLookupError:
             self._follow(tid)

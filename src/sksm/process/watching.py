@@ -78,10 +78,11 @@ class Barrier:
 
     def lower_at(self, span: Span) -> None:
         """Let everybody write to `span`, or what has been put in its place."""
-        with contextlib.suppress(OSError):  # replaced: nothing is left to release
-            userfaultfd.write_protect(self.fd, span, on=False)
-        with contextlib.suppress(OSError):
-            userfaultfd.wake(self.fd, span)
+        try:
+            userfaultfd.write_protect(self.fd, span, on=False)  # wakes them, too
+        except OSError:  # replaced: nothing is left to release
+            with contextlib.suppress(OSError):
+                userfaultfd.wake(self.fd, span)
 
 
 FORBIDDEN = "it may not create a userfaultfd (seccomp), so writers cannot be held off"
