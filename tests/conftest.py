@@ -15,6 +15,7 @@ import pytest
 from sksm import session
 from sksm.daemon.client import RemoteStore
 from sksm.errors import DaemonUnreachable
+from sksm.linux import ksm
 from sksm.linux.features import missing
 from sksm.spans import PAGE_SIZE, Span
 
@@ -144,6 +145,15 @@ def poll(condition, seconds=20.0):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
     return value
+
+
+NO_KSM = "ksmd is out of reach"
+
+
+@pytest.fixture
+def no_ksm(monkeypatch):
+    """Make KSM no way out, as for all but root."""
+    monkeypatch.setattr(ksm, "obstacle", lambda: NO_KSM)
 
 
 @pytest.fixture

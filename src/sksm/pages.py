@@ -41,6 +41,8 @@ _FLAG_REASONS = {
     "ss": "shadow stack",
     "dp": "droppable memory",
 }
+# Of these, those that do not matter where a page is merged and not replaced.
+KEPT_IN_PLACE = frozenset({"lo", "sl", "dd", "wf", "dc", "gd"})
 UNTOUCHED, SWAPPED = "never touched", "swapped out"
 UNWRITTEN_FILE = "file page, not written"
 LAST_PAGE = "last page of its mapping"

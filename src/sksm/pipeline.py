@@ -25,6 +25,7 @@ def merge(space: AddressSpace, span: Span, *, engine: Engine) -> MergeReport:
             what is mapped was merged.
     """
     report = merge_all(space, [span], engine=engine)
+    report += engine.finish().get(space.pid, MergeReport())
     if report.scanned < span.pages:
         hole = f"{span.pages - report.scanned} of {span.pages} pages are not mapped"
         raise OSError(errno.ENOMEM, hole)
@@ -35,6 +36,8 @@ def merge_all(
     space: AddressSpace, spans: Sequence[Span], *, engine: Engine
 ) -> MergeReport:
     """Make equal pages of several spans share one frame, as far as they are mapped.
+
+    What the engine puts off is still to be done, by its `finish`.
 
     Args:
         space: whose memory.
@@ -48,14 +51,15 @@ def merge_all(
     whole = Span(spans[0].start, spans[-1].stop)
     around = Span(max(0, whole.start - PAGE_SIZE), whole.stop + PAGE_SIZE)
     mappings = space.count_mappings(around)
-    objection = space.objection()
+    objection = None if engine.in_place else space.objection()
+    kept = pages.KEPT_IN_PLACE if engine.in_place else space.keeps
     found = space.mappings(whole)
     starts = {mapping.span.start for mapping in found}
     for mapping, parts in _parts(found, spans):
         # One object's memory goes on where a mapping of it ends; of a raw range
         # nobody knows, and the program might grow the mapping.
-        followed = space.pinned and mapping.span.stop in starts
-        if reason := objection or pages.why_not(mapping, space.keeps):
+        followed = engine.in_place or (space.pinned and mapping.span.stop in starts)
+        if reason := objection or pages.why_not(mapping, kept):
             report.refuse(reason, sum(part.pages for part in parts))
         else:
             report += _merge_parts(space, mapping, parts, engine, followed)
@@ -94,9 +98,10 @@ def _merge_parts(
     if not candidates:
         return report
     with contextlib.ExitStack() as scope:
+        whole = Span(candidates[0].start, candidates[-1].stop)
         try:
-            whole = Span(candidates[0].start, candidates[-1].stop)
-            scope.enter_context(space.protected(whole))
+            if not engine.in_place:
+                scope.enter_context(space.protected(whole))
         except OSError as error:
             reason = _unprotected(error)
             report.refuse(reason, sum(span.pages for span in candidates))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sksm import others
+from sksm import others, outcomes
 from sksm.errors import NotPermitted, ProcessGone, Unsupported
 from sksm.linux.features import Feature
 from sksm.pages import is_pool
@@ -14,6 +14,7 @@ from sksm.process import guards, permission, runtimes
 from sksm.report import OUTCOMES
 from sksm.spans import PAGE_SIZE
 from tests.commands.test_estimate import ended_pid
+from tests.conftest import NO_KSM
 from tests.other.conftest import patient  # noqa: F401  a fixture
 from tests.other.subject import Piece, Subject, mappings_of, state_of
 from tests.other.test_runtimes import JEMALLOC
@@ -171,28 +172,32 @@ def test_watching_takes_no_longer_than_asked_for(answer, alike):
 
     def merge(pids, wishes, step):
         seen.append(wishes)
-        return [others.Outcome(pid, "some") for pid in pids]
+        return [outcomes.Outcome(pid, "some") for pid in pids]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(others, "merge", merge)
         answer("merge", alike[0].pid)
         answer("merge", "--watch", 2, "--engine", "pool", alike[0].pid)
     assert [one.watch_seconds for one in seen] == [others.WATCH_SECONDS, 2]
-    assert [one.insist for one in seen] == [False, True]
+    assert [one.engine for one in seen] == ["auto", "pool"]
 
 
 # -- allocators
 
 
 @pytest.mark.skipif(not JEMALLOC.exists(), reason="libjemalloc2 is not installed")
-def test_a_program_with_jemalloc_is_refused(sksm_here, holder):
-    """It may count on dropped memory to read as zeros."""
+@pytest.mark.usefixtures("no_ksm")
+def test_a_program_with_jemalloc_is_refused_by_the_pool(sksm_here, holder):
+    """It may count on dropped memory to read as zeros. What would help is said."""
     piece = holder(env={**os.environ, "LD_PRELOAD": str(JEMALLOC)})
     before = mappings_of(piece.pid)
     result = sksm_here("merge", *NOW, str(piece.pid))
     assert (result.exit_code, result.stdout) == (3, "")
     reason = runtimes.DOUBT.format(runtimes.JEMALLOC)
-    assert result.stderr == f"sksm: process {piece.pid} was left alone: {reason}\n"
+    assert result.stderr == (
+        f"sksm: process {piece.pid} was left alone: {reason}. "
+        f"By KSM it could be merged, but {NO_KSM}\n"
+    )
     assert mappings_of(piece.pid) == before
 
 
@@ -260,7 +265,7 @@ def test_what_must_be_left_alone_exits_with_3(sksm_here, alike, monkeypatch):
     """With the reason, for un-merging, too: the same would break it."""
     pid = alike[0].pid
     sksm_here("merge", *NOW, *pids_of(*alike))
-    monkeypatch.setattr(guards, "objection_to", lambda _: "so it is")
+    monkeypatch.setattr(guards, "objection_to", lambda *_, **__: "so it is")
     for command in COMMANDS:
         result = sksm_here(command, str(pid))
         assert (result.exit_code, result.stdout) == (3, "")
@@ -335,7 +340,7 @@ def test_ctrl_c_ends_a_merge_quietly(sksm_here, alike, content, monkeypatch):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("args", [[], ["x"], ["0"], ["-1"], ["--engine", "ksm", "1"]])
+@pytest.mark.parametrize("args", [[], ["x"], ["0"], ["-1"], ["--engine", "x", "1"]])
 def test_wrong_usage_exits_with_2(sksm_here, command, args):
     """A PID at least, and an engine that is one."""
     assert sksm_here(command, *args).exit_code == 2

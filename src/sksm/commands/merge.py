@@ -11,11 +11,13 @@ from sksm.commands import options
 @click.argument("pids", metavar="PID...", nargs=-1, required=True, type=options.PID)
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "pool"]),
+    type=click.Choice(["auto", "pool", "ksm", "kernel"]),
     default="auto",
     show_default=True,
     help="pool: also where an allocator may count on MADV_DONTNEED for zeros, which "
-    "is unsafe. auto: only where none is known to.",
+    "is unsafe. ksm: have ksmd do it, as root, also if it would share with another "
+    "user's processes. kernel: by MADV_MERGE, where the kernel has it. auto: kernel, "
+    "else pool where it is safe, else ksm.",
 )
 @click.option(
     "--watch",
@@ -48,7 +50,7 @@ def command(
 
     wishes = others.Wishes(
         watch_seconds=others.WATCH_SECONDS if watch is None else watch,
-        insist=engine == "pool",
+        engine=engine,
         dry_run=dry_run,
     )
     with progress() as step:

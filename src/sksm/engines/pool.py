@@ -48,6 +48,7 @@ class PoolEngine:
     """
 
     name = "pool"
+    in_place = False
 
     def __init__(self, store: Store, names: Names = lambda _: None) -> None:
         self._store, self._names = store, names
@@ -68,6 +69,10 @@ class PoolEngine:
         if rest:
             report += self._examine(space, PageBatch(batch.mapping, rest))
         return report
+
+    def finish(self) -> dict[int, MergeReport]:
+        """Nothing is ever put off."""
+        return {}
 
     def _continue(
         self, space: AddressSpace, batch: PageBatch, report: MergeReport

@@ -30,6 +30,7 @@ _KNOBS = (
     "advisor_max_pages_to_scan",
     "advisor_target_scan_time",
     "smart_scan",
+    "use_zero_pages",
     "sleep_millisecs",
     "pages_to_scan",
     "run",
@@ -40,6 +41,8 @@ WIDE_OPEN = {
     "sleep_millisecs": "0",
     "pages_to_scan": "1000000",
 }
+# The same, but that it can be stopped within a moment: `run` waits for so many pages.
+_AT_WORK = {**WIDE_OPEN, "pages_to_scan": "20000", "use_zero_pages": "1"}
 _FIGURES = (
     "run",
     "pages_shared",
@@ -92,6 +95,73 @@ def open_wide() -> None:
     for name, value in WIDE_OPEN.items():
         if (FOLDER / name).exists():
             tune(name, value)
+
+
+@contextlib.contextmanager
+def at_work(state: Path) -> Iterator[None]:
+    """Have ksmd work as fast as it can for a while; every knob is given back.
+
+    Pages that are zeros are freed. An administrator's ksmd goes on, faster, and so
+    afterwards as before.
+
+    Args:
+        state: as for `borrowed`.
+
+    Raises:
+        OSError: as `borrowed`, but for EBUSY only if ksmd is told to un-merge, or
+            another scope has it.
+    """
+    with _sole_user(state), _ended_by_sigterm():
+        _repair(state)
+        _refuse_unmerging()
+        before = _knobs()
+        _write_down(state, before)
+        try:
+            for name, value in _AT_WORK.items():
+                if name in before:
+                    tune(name, value)
+            tune("run", "1")
+            yield
+        finally:
+            _repair(state)
+
+
+def obstacle() -> str | None:
+    """Say why ksmd cannot be steered from here; None if it can."""
+    if not FOLDER.exists():
+        return "the kernel has no KSM (CONFIG_KSM)"
+    if not os.access(FOLDER / "run", os.W_OK):
+        return f"only root may steer ksmd ({FOLDER} is closed to you)"
+    try:
+        _refuse_unmerging()
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def merged_pages(pid: int) -> int:
+    """Count the pages of a process that KSM has merged, zeros included.
+
+    Raises:
+        OSError: ENOENT, ESRCH if there is no such process, or no KSM.
+    """
+    found = stat(pid)
+    return found.get("ksm_merging_pages", 0) + found.get("ksm_zero_pages", 0)
+
+
+def stat(pid: int) -> dict[str, int]:
+    """Read /proc/PID/ksm_stat (Documentation/admin-guide/mm/ksm.rst): the numbers.
+
+    Raises:
+        OSError: as `merged_pages`; EACCES without leave to inspect the process.
+    """
+    found = {}
+    for line in Path(f"/proc/{pid}/ksm_stat").read_text().splitlines():
+        name, _, value = line.replace(":", " ").partition(" ")
+        value = {"yes": "1", "no": "0"}.get(value.strip(), value.strip())
+        with contextlib.suppress(ValueError):
+            found[name] = int(value)
+    return found
 
 
 def is_wide_open() -> bool:
@@ -168,8 +238,12 @@ def _refuse_if_used() -> None:
     run, sharing = now.get("run", 0), now.get("pages_sharing", 0)
     if run == 1 and sharing:
         raise OSError(EBUSY, f"ksmd is at work here ({sharing} pages shared)")
-    if str(run) == _UNMERGE:
-        raise OSError(EBUSY, "ksmd is told to un-merge (run=2)")
+    _refuse_unmerging()
+
+
+def _refuse_unmerging() -> None:
+    if _read("run") == _UNMERGE:
+        raise OSError(EBUSY, "ksmd is told to un-merge (run=2): echo 0 > .../ksm/run")
 
 
 def _knobs() -> dict[str, str]:
@@ -207,7 +281,7 @@ def _sole_user(state: Path) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OSError(EBUSY, "another measurement has ksmd") from error
+            raise OSError(EBUSY, "another command of sksm has ksmd") from error
         yield
     finally:
         os.close(fd)

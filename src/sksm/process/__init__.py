@@ -105,6 +105,14 @@ class AddressSpace(Protocol):
         """
         ...
 
+    def advise(self, spans: Sequence[Span], advice: int) -> list[int]:
+        """Give the kernel an advice for spans (madvise(2)) that keeps their contents.
+
+        Returns:
+            For each span `DONE`, or the errno with which the kernel refused.
+        """
+        ...
+
 
 def pages_of(spans: Iterable[Span]) -> npt.NDArray[np.int64]:
     """List the page numbers (address // page size) of `spans`, in order."""

@@ -80,20 +80,27 @@ def objection(pid: int | str) -> str | None:
     return None
 
 
-def objection_to(pid: int) -> str | None:
-    """Say why no page of another process may be replaced; None if some may.
+def objection_to(pid: int, *, in_place: bool = False) -> str | None:
+    """Say why no page of another process may be merged; None if some may.
 
     Costs a look at each open file. The answer is good for as long as the process
     is stopped, and an estimate before.
+
+    Args:
+        pid: the process.
+        in_place: the kernel merges pages, and leaves those alone that something
+            besides page tables has hold of. Else they would be replaced.
 
     Raises:
         OSError: EACCES, EPERM without leave to inspect the process; ENOENT, ESRCH
             when it is gone.
     """
+    reason = _objection_by_status(pid) or _objection_to_program(pid)
+    if reason or in_place:
+        return reason
     return (
-        _objection_by_status(pid)
+        objection(pid)
         or held_by(_mapped(pid), _HOLDING_MAPPINGS)
-        or _objection_to_program(pid)
         or held_by(_opened(pid))
     )
 
@@ -124,7 +131,6 @@ def _objection_by_status(pid: int) -> str | None:
         (NO_MEMORY, "VmSize" not in found),
         (_traced(tracer) if tracer else "", tracer),
         (STRICT, found.get("Seccomp") == "1"),  # SECCOMP_MODE_STRICT
-        (PINNED, int(found.get("VmPin", "0").split()[0])),
     )
     return next((why for why, holds in objections if holds), None)
 

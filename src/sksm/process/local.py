@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -99,6 +100,10 @@ class ThisProcess:
             scratch.unsure = False
         return verdicts
 
+    def advise(self, spans: Sequence[Span], advice: int) -> list[int]:
+        """Give the kernel an advice; see `AddressSpace.advise`."""
+        return [_advised(span, advice) for span in spans]
+
     def privatise(self, span: Span, prot: int) -> None:
         """Give `span` anonymous pages of its own that hold the same bytes.
 
@@ -126,6 +131,15 @@ class ThisProcess:
         # SAFETY: the caller owns the memory, and nobody will read it again.
         flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED
         libc.mmap(span.start, span.size, prot, flags, -1, 0)
+
+
+def _advised(span: Span, advice: int) -> int:
+    try:
+        # SAFETY: the advice keeps contents, whoever owns the memory.
+        libc.madvise(span.start, span.size, advice)
+    except OSError as error:
+        return error.errno or errno.EINVAL
+    return DONE
 
 
 _allowance = Allowance("self")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sksm.linux import libc, maps, userfaultfd
+from sksm.linux import calls, libc, maps, userfaultfd
 from sksm.process import DONE, Exchange, guards
 from sksm.process.allowance import Allowance
 from sksm.process.comparing import Comparison
@@ -21,10 +21,12 @@ from sksm.process.foothold import Foothold
 from sksm.process.procfiles import ProcFiles
 from sksm.process.reading import read_unpinned
 from sksm.process.stopping import Threads
+from sksm.process.there import There
 from sksm.process.watching import Barrier, WriteWatch
 from sksm.spans import PAGE_SIZE, Span
 
 UNPROTECTED = "it may be written to meanwhile (a file's private mapping)"
+_MOST_ADVICES = 512  # rows of a call list
 EVERYTHING = Span(0, 1 << 56)  # as far as five levels of page tables reach
 
 
@@ -43,10 +45,10 @@ class OtherProcess:
     """
 
     pinned = False
-    keeps = frozenset({"dc"})
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.keeps = frozenset({"dc"})
         self._allowance = Allowance(pid)
         self._files = ProcFiles(pid)
         self._threads = Threads(pid)
@@ -186,6 +188,24 @@ class OtherProcess:
             return [errno.EBUSY] * len(exchanges)
         work = Exchanging(self._site(), there, comparison, self._unchanged)
         return work.run(exchanges)
+
+    def advise(self, spans: Sequence[Span], advice: int) -> list[int]:
+        """Give the kernel an advice; see `AddressSpace.advise`.
+
+        A thread of the process works for us meanwhile, so there should not be too
+        many pages.
+        """
+        verdicts: list[int] = []
+        for first in range(0, len(spans), _MOST_ADVICES):
+            some = spans[first : first + _MOST_ADVICES]
+            script = calls.CallList(There(self._established()))
+            for span in some:
+                script.syscall("madvise", span.start, span.size, advice)
+            try:
+                verdicts += (-script.run().results).tolist()
+            except BlockingIOError:
+                verdicts += [errno.EBUSY] * len(some)
+        return verdicts
 
     def privatise(self, span: Span, prot: int, *, not_forked: bool = False) -> None:
         """Give `span` anonymous pages of its own that hold the same bytes.

@@ -20,7 +20,8 @@ from sksm.spans import PAGE_SIZE
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sksm.others import Outcome, Wishes
+    from sksm.others import Wishes
+    from sksm.outcomes import Outcome
 
 _MOST_PROCESSES = 20
 
@@ -50,7 +51,7 @@ def emit(outcomes: Sequence[Outcome], wishes: Wishes) -> None:
         total += one.report
     json.emit(
         "merge",
-        engine="pool",
+        engine=_engine(outcomes),
         dry_run=wishes.dry_run,
         watched_seconds=wishes.watch_seconds,
         **_common(outcomes),
@@ -62,6 +63,7 @@ def emit(outcomes: Sequence[Outcome], wishes: Wishes) -> None:
             {
                 "pid": one.pid,
                 "name": one.name,
+                "engine": one.engine,
                 **one.report.as_dict(),
                 "hot_bytes": one.hot_bytes,
                 "duplicate_bytes": one.worth and one.worth.duplicate_bytes,
@@ -71,6 +73,12 @@ def emit(outcomes: Sequence[Outcome], wishes: Wishes) -> None:
             if not _error(one)
         ],
     )
+
+
+def _engine(outcomes: Sequence[Outcome]) -> str:
+    """Name the engine by which processes were merged; "mixed" if there were more."""
+    engines = {one.engine for one in outcomes if not _error(one)}
+    return engines.pop() if len(engines) == 1 else "mixed" if engines else "none"
 
 
 def emit_unmerged(outcomes: Sequence[Outcome]) -> None:

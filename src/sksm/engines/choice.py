@@ -1,0 +1,68 @@
+"""Which engine merges a process: the fastest one that is safe for its memory."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from sksm.linux import ksm
+from sksm.linux.features import Feature, missing
+from sksm.process import domain, guards, runtimes
+
+AUTO, POOL, KSM, KERNEL = "auto", "pool", "ksm", "kernel"
+IN_PLACE = frozenset({KSM, KERNEL})
+CROSSES = (
+    "KSM knows no users, and would share its pages with process {} of another user: "
+    "--engine ksm does it anyway"
+)
+
+
+def choose(pid: int, wanted: str = AUTO) -> tuple[str, str]:
+    """Choose an engine for a process.
+
+    Args:
+        pid: which.
+        wanted: an engine that somebody insists on. The pool may then be used where
+            freed memory may be missed (`runtimes.doubt`), and KSM across users.
+
+    Returns:
+        The engine and "", or "" and why none may be used, with what would help.
+
+    Raises:
+        OSError: as `guards.objection_to`.
+    """
+    if wanted != AUTO:
+        reason = obstacle(wanted)
+        reason = reason or guards.objection_to(pid, in_place=wanted in IN_PLACE)
+        return ("", reason) if reason else (wanted, "")
+    if reason := guards.objection_to(pid, in_place=True):
+        return "", reason
+    if not obstacle(KERNEL):
+        return KERNEL, ""
+    doubt = guards.objection_to(pid) or runtimes.doubt(pid)
+    if not doubt:
+        return POOL, ""
+    if hindrance := obstacle(KSM) or _stranger(pid):
+        return "", f"{doubt}. By KSM it could be merged, but {hindrance}"
+    return KSM, ""
+
+
+def obstacle(engine: str) -> str | None:
+    """Say why an engine cannot be used here at all; None if it can."""
+    if engine == KSM:
+        return ksm.obstacle()
+    if engine == KERNEL:
+        return missing(Feature.MADV_MERGE)
+    return None
+
+
+def _stranger(pid: int) -> str:
+    """Find a process of another user whose pages KSM could share with this one's."""
+    whose = domain.of(pid)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it ended
+                other = int(entry.name)
+                if ksm.merged_pages(other) and domain.of(other) != whose:
+                    return CROSSES.format(other)
+    return ""

@@ -1,0 +1,127 @@
+"""Sharing by the in-kernel KSM, steered.
+
+Ranges in which duplicates were found are marked (MADV_MERGEABLE), all of a set of
+processes first; then ksmd works until they are merged, and stops. Its other users
+notice nothing but that it was at work. The marks stay, since taking one off
+un-merges (Documentation/admin-guide/mm/ksm.rst).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sksm.engines.frames import Frames
+from sksm.errors import NotPermitted, SksmError
+from sksm.linux import ksm, libc
+from sksm.pages import PageBatch
+from sksm.process import AddressSpace
+from sksm.report import MergeReport
+
+UNFINISHED = "ksmd had not come to it in time"
+_LOOK_SECONDS = 0.005
+_LEAST_SECONDS, _SECONDS_A_PAGE = 10.0, 200e-6  # a tenth of the speed ksmd has
+# ksmd merges a page in the second scan that finds it unchanged; one more, since the
+# first may have begun before the page was marked.
+_SCANS = 3
+_IDLE_SCANS = 2  # without a page merged: there is nothing more to merge
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Marked:
+    """Pages of a process that ksmd is to merge."""
+
+    space: AddressSpace
+    numbers: npt.NDArray[np.int64]
+
+
+class KsmEngine:
+    """Shares pages by ksmd. One for all processes that are merged with each other.
+
+    Args:
+        state: where ksmd's knobs are written down while they are borrowed.
+        seconds: how long ksmd may take; None for as long as it should.
+    """
+
+    name = "ksm"
+    in_place = True
+    pool = None
+
+    def __init__(self, state: Path, seconds: float | None = None) -> None:
+        self._state, self._seconds = state, seconds
+        self._marked: list[_Marked] = []
+        self._frames = Frames()
+
+    def share(self, space: AddressSpace, batch: PageBatch) -> MergeReport:
+        """Mark pages; those that ksmd has merged already are counted."""
+        report = MergeReport()
+        marked = self._frames.advise(space, batch, libc.MADV_MERGEABLE, report)
+        self._marked.append(_Marked(space, marked))
+        return report
+
+    def finish(self) -> dict[int, MergeReport]:
+        """Let ksmd work until all that was marked is merged; tell what became of it.
+
+        Raises:
+            SksmError: ksmd cannot be had.
+        """
+        marked, self._marked = self._marked, []
+        pages = sum(len(one.numbers) for one in marked)
+        if not pages:
+            return {}
+        done = self._work({one.space.pid for one in marked}, pages)
+        reports: dict[int, MergeReport] = {}
+        for one in marked:
+            report = reports.setdefault(one.space.pid, MergeReport())
+            rest = self._frames.tally(one.space, one.numbers, report)
+            if done:
+                report.add(unique=rest)
+            else:
+                report.refuse(UNFINISHED, rest)
+        return reports
+
+    def _work(self, pids: set[int], pages: int) -> bool:
+        """Let ksmd work; whether it came to the end."""
+        seconds = self._seconds or _LEAST_SECONDS + _SECONDS_A_PAGE * pages
+        try:
+            with ksm.at_work(self._state):
+                return _await(pids, pages, seconds)
+        except PermissionError as error:
+            raise NotPermitted(
+                f"{ksm.obstacle() or error}: run this as root"
+            ) from error
+        except OSError as error:
+            raise SksmError(f"ksmd: {error.strerror}") from error
+
+
+def _await(pids: set[int], pages: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    first = last = _scans()
+    before = most = _merged(pids)
+    while time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+        now, scans = _merged(pids), _scans()
+        if now > most:
+            most, last = now, scans
+        if now - before >= pages:
+            return True
+        if scans - first >= _SCANS and scans - last >= _IDLE_SCANS:
+            return True
+    return False
+
+
+def _scans() -> int:
+    return ksm.figures().get("full_scans", 0)
+
+
+def _merged(pids: set[int]) -> int:
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended
+            total += ksm.merged_pages(pid)
+    return total
