@@ -202,7 +202,7 @@ def test_ksmd_is_measured_on_a_sample_and_left_as_it_was(
     assert cost["factor"] == pytest.approx(2.0)
     assert cost["seconds"] == pytest.approx(2 * cost["sample_seconds"])
     assert ksm._knobs() == knobs
-    assert ksm.figures()["pages_sharing"] == sharing
+    assert ksm.figures()["pages_sharing"] <= sharing  # ksmd forgets ended processes
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="for those who are not root")

@@ -5,9 +5,12 @@ import os
 
 import pytest
 
-from sksm.commands import doctor
-from sksm.linux import features
+from sksm.commands import diagnosis, doctor
+from sksm.linux import features, ksm
 from sksm.linux.features import Feature, Trial
+from sksm.process import guards, status
+from sksm.process.other import OtherProcess
+from tests.commands.test_estimate import ended_pid
 
 pytestmark = pytest.mark.usefixtures("runtime")
 
@@ -100,7 +103,9 @@ def test_this_kernel_can_merge(sksm_program, answer_of):
     assert result.returncode == 0, result.stderr
     found = answer_of(result.stdout)
     assert len(found["features"]) == len(Feature) + 1
-    assert [engine["works"] for engine in found["engines"]] == [True, False, False]
+    works = {engine["name"]: engine["works"] for engine in found["engines"]}
+    steered = ksm.obstacle() is None
+    assert works == {"pool": True, "ksm": steered, "kernel": False}
     text = sksm_program("doctor").stdout
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
 
@@ -123,3 +128,79 @@ def test_advice_without_effect_is_not_a_merge(monkeypatch):
     monkeypatch.setattr("sksm.linux.libc.MADV_MERGE", 20)  # MADV_COLD
     assert "shares nothing" in features.missing(Feature.MADV_MERGE)
     features.examine.cache_clear()
+
+
+# -- of a process
+
+
+@pytest.fixture
+def subject(worker):
+    """A program that holds memory of many kinds, 256 pages of each."""
+    one = worker(
+        "import mmap, os\n"
+        "size = 256 * 4096\n"
+        "private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS\n"
+        "own, zeros = mmap.mmap(-1, size, private), mmap.mmap(-1, size, private)\n"
+        "page = os.urandom(4096)\n"
+        "own.write(page * 256)\n"
+        "zeros.write(bytes(size))\n"
+        "single = mmap.mmap(-1, size, private)\n"
+        "single.write(os.urandom(size))\n"
+        "memfd = os.memfd_create('some')\n"
+        "os.ftruncate(memfd, size)\n"
+        "shared = mmap.mmap(memfd, size)\n"
+        "shared.write(b'x' * size)\n"
+        "plain = mmap.mmap(-1, size)\n"
+        "plain.write(b'x' * size)\n"
+        "print('ready', flush=True)\n"
+        "input()\n"
+    )
+    assert one.answer() == "ready"
+    return one
+
+
+def test_each_reason_has_its_bytes(sksm_here, answer_of, subject):
+    """And everything is accounted for: nothing is changed by looking."""
+    size = 256 * 4096
+    result = sksm_here("doctor", "--json", str(subject.pid))
+    assert result.exit_code == 0, result.stderr
+    (found,) = answer_of(result.stdout)["processes"]
+    sizes = {part["what"]: part["size_bytes"] for part in found["parts"]}
+    assert sizes[diagnosis.WORTH] >= 2 * size - 2 * 4096
+    assert sizes[diagnosis.UNIQUE] >= size - 4096
+    assert sizes[diagnosis.MEMFD] == size
+    assert sizes[diagnosis.TMPFS] >= size  # /dev/zero
+    assert found["engine"] in ("pool", "kernel")
+    assert found["seccomp"] == "no filter"
+    assert all(part["meaning"] for part in found["parts"] if part["size_bytes"] > size)
+
+
+def test_a_program_that_is_left_alone_is_told_why(sksm_here, monkeypatch, subject):
+    """In words, with exit code 3, in 80 columns."""
+    refuse = lambda *_, **__: "so it is"  # noqa: E731
+    monkeypatch.setattr(guards, "objection_to", refuse)
+    result = sksm_here("doctor", str(subject.pid))
+    assert result.exit_code == 3
+    assert "It would be left alone: so it is" in result.stdout
+    assert max(len(line.rstrip()) for line in result.stdout.splitlines()) <= 80
+
+
+def test_a_seccomp_filter_is_tried(sksm_here, answer_of, monkeypatch, subject):
+    """What it would answer is told."""
+
+    def forbids(_):
+        raise OSError(errno.EOPNOTSUPP, "its filter would answer mmap with KILL")
+
+    real = status.read
+    monkeypatch.setattr(status, "read", lambda pid: {**real(pid), "Seccomp": "2"})
+    monkeypatch.setattr(OtherProcess, "require_harmless", forbids)
+    result = sksm_here("doctor", "--json", str(subject.pid))
+    (found,) = answer_of(result.stdout)["processes"]
+    assert found["seccomp"] == "its filter would answer mmap with KILL"
+
+
+def test_no_such_process_is_an_error(sksm_here):
+    """As with every command that takes a PID."""
+    result = sksm_here("doctor", str(ended_pid()))
+    assert result.exit_code == 1
+    assert "no process" in result.stderr or "ended" in result.stderr

@@ -90,7 +90,7 @@ def test_knobs_that_somebody_else_turns_are_noticed(folder, state):
 def test_two_scopes_at_once_are_refused(state):
     """The second would write down what the first has changed."""
     with ksm.borrowed(state):
-        with pytest.raises(OSError, match="another measurement"), ksm.borrowed(state):
+        with pytest.raises(OSError, match="has ksmd"), ksm.borrowed(state):
             pass
         assert ksm.repair(state) is False
         assert state.exists()

@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 
 from sksm import pages
-from sksm.linux import maps
+from sksm.linux import ksm, maps
 from sksm.linux.maps import Mapping
-from sksm.spans import Span
+from sksm.process import status
+from sksm.spans import PAGE_SIZE, Span
 from sksm.store import reclaim
 from sksm.store.pool import POOL_NAME
 
@@ -31,6 +32,8 @@ class Sharer:
     mapped_bytes: int = 0
     shared_bytes: int = 0  # of those, not copied by a write since
     mappings: int = 0
+    pss_bytes: int = 0  # of all of its memory, its part of what it shares included
+    page_table_bytes: int = 0  # of all of its memory; a merge adds none
 
 
 @dataclasses.dataclass(slots=True)
@@ -42,7 +45,7 @@ class PoolUse:
     pool_bytes: int = 0
     exact: bool = True  # else, at least so much: its file is out of reach
     daemon_pid: int | None = None  # None: it outlived its daemon
-    daemon_bytes: int = 0  # the daemon's own memory, its index included
+    daemon_bytes: int = 0  # the daemon's own memory, index and page tables included
 
     @property
     def shared_bytes(self) -> int:
@@ -56,10 +59,23 @@ class PoolUse:
 
 
 @dataclasses.dataclass(slots=True)
+class KsmSharer:
+    """A process in which KSM has merged pages (/proc/PID/ksm_stat)."""
+
+    pid: int
+    name: str
+    merged_bytes: int  # zeros included
+    profit_bytes: int  # less the kernel's memory for it; the frames are not counted
+    pss_bytes: int
+
+
+@dataclasses.dataclass(slots=True)
 class Survey:
-    """All pools that could be seen."""
+    """All pools that could be seen, and what KSM shares."""
 
     pools: list[PoolUse]
+    ksm_sharers: list[KsmSharer]
+    ksm_saved_bytes: int
     unreadable_processes: int  # belong to others, and may share too
     vma_bytes: int  # of kernel memory for one mapping
     vma_measured: bool
@@ -78,7 +94,8 @@ class Survey:
     def saved_bytes(self) -> int:
         """What all this saves, less all it costs. May be negative."""
         own = sum(pool.pool_bytes + pool.daemon_bytes for pool in self.pools)
-        return self.shared_bytes - own - self.mapping_bytes
+        by_pools = self.shared_bytes - own - self.mapping_bytes
+        return by_pools + self.ksm_saved_bytes
 
 
 def survey(daemon: int | None, pool: os.stat_result | None) -> Survey:
@@ -92,9 +109,11 @@ def survey(daemon: int | None, pool: os.stat_result | None) -> Survey:
     if pool is not None:
         found[maps.file_key(pool)] = {}
     unreadable = 0
+    by_ksm: list[KsmSharer] = []
     for pid in psutil.pids():
         try:
             _collect(found, pid)
+            by_ksm += _ksm_sharer(pid)
         except PermissionError:
             unreadable += 1
         except (FileNotFoundError, ProcessLookupError):
@@ -102,7 +121,35 @@ def survey(daemon: int | None, pool: os.stat_result | None) -> Survey:
     owners = _owners(daemon)
     pools = [_pool_use(key, mappers, owners) for key, mappers in found.items()]
     cost, measured = vma_cost()
-    return Survey(pools, unreadable, cost, measured)
+    return Survey(pools, by_ksm, _ksm_saved(by_ksm), unreadable, cost, measured)
+
+
+def _ksm_sharer(pid: int) -> list[KsmSharer]:
+    try:
+        found = ksm.stat(pid)
+        merged = ksm.merged_pages(pid) * PAGE_SIZE
+    except FileNotFoundError:  # it ended, or the kernel has no KSM
+        return []
+    if not merged:
+        return []
+    profit = found.get("ksm_process_profit", merged)
+    return [KsmSharer(pid, status.name(pid), merged, profit, _pss(pid))]
+
+
+def _ksm_saved(sharers: list[KsmSharer]) -> int:
+    """Say what KSM saves, net, by the kernel's word.
+
+    Its sum for the machine counts pages of processes that have ended since ksmd last
+    ran, and those of the processes count the frames that remain: neither may be more.
+    """
+    whole = ksm.figures().get("general_profit", 0)
+    return min(whole, sum(sharer.profit_bytes for sharer in sharers))
+
+
+def _pss(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return status.sizes(f"/proc/{pid}/smaps_rollup").get("Pss", 0)
+    return 0
 
 
 def _collect(found: dict[PoolKey, dict[int, list[Mapping]]], pid: int) -> None:
@@ -130,7 +177,7 @@ def _pool_use(
     if use.daemon_pid:
         with contextlib.suppress(psutil.Error):
             memory = psutil.Process(use.daemon_pid).memory_info()
-            use.daemon_bytes = memory.rss - memory.shared
+            use.daemon_bytes = memory.rss - memory.shared + _tables(use.daemon_pid)
     return use
 
 
@@ -138,7 +185,8 @@ def _sharer(pid: int, mappings: list[Mapping]) -> Sharer:
     name = "?"
     with contextlib.suppress(psutil.Error):
         name = psutil.Process(pid).name()
-    sharer = Sharer(pid, name, mappings=len(mappings))
+    sharer = Sharer(pid, name, mappings=len(mappings), pss_bytes=_pss(pid))
+    sharer.page_table_bytes = _tables(pid)
     table = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         for mapping in mappings:
@@ -148,6 +196,12 @@ def _sharer(pid: int, mappings: list[Mapping]) -> Sharer:
     finally:
         os.close(table)
     return sharer
+
+
+def _tables(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return status.sizes(f"/proc/{pid}/status").get("VmPTE", 0)
+    return 0
 
 
 def copied_bytes(table: int, span: Span) -> int:
@@ -164,9 +218,9 @@ def _owners(daemon: int | None) -> dict[PoolKey, int]:
     """Find the daemon of each pool: the one process that can write to it."""
     owners = {}
     for pid in _daemons() | ({daemon} if daemon else set()):
-        for status, writable in _pool_files(pid):
+        for file, writable in _pool_files(pid):
             if writable:
-                owners[maps.file_key(status)] = pid
+                owners[maps.file_key(file)] = pid
     return owners
 
 
@@ -183,9 +237,9 @@ def _daemons() -> set[int]:
 
 def _pool_bytes(pid: int, key: PoolKey) -> int | None:
     """Ask the file itself, through a descriptor that `pid` has."""
-    for status, _ in _pool_files(pid):
-        if maps.file_key(status) == key:
-            return status.st_blocks * 512
+    for file, _ in _pool_files(pid):
+        if maps.file_key(file) == key:
+            return file.st_blocks * 512
     return None
 
 

@@ -39,7 +39,11 @@ def command(as_json: bool) -> None:
             pools=found.pools,
             unreadable_processes=found.unreadable_processes,
             daemon=status and _described(status),
-            ksm=ksm.figures(),
+            ksm={
+                **ksm.figures(),
+                "saved_bytes": found.ksm_saved_bytes,
+                "processes": found.ksm_sharers,
+            },
         )
     else:
         from sksm.reporters import stat  # noqa: PLC0415

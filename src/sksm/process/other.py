@@ -127,6 +127,16 @@ class OtherProcess:
         """Number the pages that the kernel itself writes to at any time."""
         return self._established().kernel_pages
 
+    def require_harmless(self) -> None:
+        """Hold one thread for a moment, to see what its seccomp filters would say.
+
+        Raises:
+            OSError: EOPNOTSUPP if a merge may not make its system calls; EBUSY if no
+                thread stops.
+        """
+        with self._threads.one_stopped() as held:
+            self._threads.filters.require_harmless(held[0])
+
     def settle(self) -> None:
         """Let go of threads that stopped after we had given up on them."""
         self._threads.settle(0.0)

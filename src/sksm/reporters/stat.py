@@ -33,11 +33,28 @@ def show(found: Survey, status: Status | None, ksm: dict[str, int]) -> None:
         others = words.count(found.unreadable_processes, "process")
         console.print(f"[dim]Not seen: {others} that you may not look at.[/]")
     if ksm:
-        console.print(f"\n[bold]KSM[/], beside it: {_ksm(ksm)}")
+        console.print(f"\n[bold]KSM[/]: {_ksm(ksm)}")
+        _show_ksm(console, found)
+
+
+def _show_ksm(console: Console, found: Survey) -> None:
+    if not found.ksm_sharers:
+        return
+    table = words.grid(">pid", "process", ">merged by KSM", ">net", ">PSS")
+    for one in sorted(found.ksm_sharers, key=lambda one: -one.merged_bytes):
+        sizes = (one.merged_bytes, one.profit_bytes, one.pss_bytes)
+        table.add_row("", str(one.pid), one.name, *map(words.size, sizes))
+    console.print(table)
+    console.print(
+        f"  saved by KSM, net: [bold]{words.size(found.ksm_saved_bytes)}[/]"
+        " [dim](less 64 B a page; ended processes not counted)[/]"
+    )
 
 
 def _show_pool(console: Console, pool: PoolUse) -> None:
-    table = words.grid(">pid", "process", ">mapped", ">still shared", ">mappings")
+    table = words.grid(
+        ">pid", "process", ">mapped", ">still shared", ">mappings", ">PSS"
+    )
     for sharer in pool.sharers[:_MOST_SHARERS]:
         table.add_row(
             "",
@@ -46,6 +63,7 @@ def _show_pool(console: Console, pool: PoolUse) -> None:
             words.size(sharer.mapped_bytes),
             words.size(sharer.shared_bytes),
             f"{sharer.mappings:,}",
+            words.size(sharer.pss_bytes),
         )
     owner = (
         f"sksmd {pool.daemon_pid}" if pool.daemon_pid else "a daemon that is gone, kept"
@@ -68,7 +86,8 @@ def _show_sum(console: Console, found: Survey, status: Status | None) -> None:
         index = f"its index: {words.size(status.index_bytes)}"
     source = "/proc/slabinfo" if found.vma_measured else "an estimate"
     mappings = sum(pool.mappings for pool in found.pools)
-    colour = "green" if found.saved_bytes >= 0 else "red"
+    by_pools = found.saved_bytes - found.ksm_saved_bytes
+    colour = "green" if by_pools >= 0 else "red"
     table = words.grid("", ">", "")
     table.show_header = False
     for label, nbytes, remark in (
@@ -87,7 +106,7 @@ def _show_sum(console: Console, found: Survey, status: Status | None) -> None:
         ),
     ):
         table.add_row("", label, words.size(nbytes), f"[dim]{remark}[/]")
-    saved = f"[bold {colour}]{words.size(found.saved_bytes)}[/]"
+    saved = f"[bold {colour}]{words.size(by_pools)}[/]"
     table.add_row("", "[bold]saved[/]", saved, "")
     console.print(table)
 
