@@ -1,13 +1,14 @@
-"""A program that knows nothing of sksm: `python -m bench.target SIZE SEED THREADS`.
+"""A program that knows nothing of sksm: `python -m bench.target SIZE SEED THREADS OWN`.
 
 It holds a buffer filled by the seed, tells its address, and goes on looking at it,
-with as many threads that wake up all the time. Each line it reads makes it hold a
-new one; it goes when its input ends.
+with as many threads that wake up all the time. Of OWN bytes more nobody has the like.
+Each line it reads makes it hold a new buffer; it goes when its input ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -44,15 +45,17 @@ class Target:
 
 
 @contextlib.contextmanager
-def running(size: int, seed: int, threads: int) -> Iterator[Target]:
+def running(size: int, seed: int, threads: int, own: int = 0) -> Iterator[Target]:
     """Start a target; it is ended with the block."""
-    with piped.module("bench.target", size, seed, threads) as process:
+    with piped.module("bench.target", size, seed, threads, own) as process:
         yield Target(process)
 
 
 def main() -> None:
     """Fill, tell, and fill again for each line read."""
-    size, seed, threads = map(int, sys.argv[1:])
+    size, seed, threads, own = map(int, sys.argv[1:])
+    unlike = memory.buffer(own + PAGE_SIZE)
+    memory.fill(unlike, int.from_bytes(os.urandom(8)))
     for _ in range(threads - 1):
         threading.Thread(target=_wake_up, daemon=True).start()
     total = None

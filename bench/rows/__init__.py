@@ -7,6 +7,7 @@ ROWS = {
     "first_copy": "First copy",
     "scattered": "Every tenth page different",
     "other_process": "Second copy, another process",
+    "engines": "By engine, two other processes",
     "one_page": "One page a call",
     "one_page_1gib": "One page, beside 1 GiB",
     "second_merge": "Merging what is merged",

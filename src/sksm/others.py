@@ -190,7 +190,7 @@ class _Crew:
     def _share(self, estimate: Estimate) -> None:
         for pid in self._spaces:
             self._outcomes[pid].pss_before = pss(pid)
-        engine = None if self._store else self._engine_in_place()
+        engine = None if self._store else self._engine_in_place(estimate)
         for pid, space in self._spaces.items():
             outcome = self._outcomes[pid]
             spans: list[Span] = []
@@ -212,11 +212,13 @@ class _Crew:
         for pid in self._spaces:
             self._outcomes[pid].pss_after = pss(pid)
 
-    def _engine_in_place(self) -> Engine:
+    def _engine_in_place(self, estimate: Estimate) -> Engine:
         name = next(iter(self._outcomes.values())).engine
         if name == choice.KERNEL:
             return KernelEngine()
-        return KsmEngine(runtime.directory() / ksm.STATE_NAME)
+        worth = [estimate.worth(pid) for pid in self._spaces]
+        wanted = sum(one.twin_bytes + one.zero_bytes for one in worth) // PAGE_SIZE
+        return KsmEngine(runtime.directory() / ksm.STATE_NAME, wanted=wanted)
 
     def _finish(self, engine: Engine) -> None:
         tell = self._step("ksmd works", 1.0)

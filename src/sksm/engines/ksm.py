@@ -24,12 +24,13 @@ from sksm.process import AddressSpace
 from sksm.report import MergeReport
 
 UNFINISHED = "ksmd had not come to it in time"
-_LOOK_SECONDS = 0.005
+# From one look to the next: looking takes processor time, too.
+_SHORTEST_LOOK, _LONGEST_LOOK, _LOOK_SHARE = 0.002, 0.05, 0.05
 _LEAST_SECONDS, _SECONDS_A_PAGE = 10.0, 200e-6  # a tenth of the speed ksmd has
 # ksmd merges a page in the second scan that finds it unchanged; one more, since the
 # first may have begun before the page was marked.
 _SCANS = 3
-_IDLE_SCANS = 2  # without a page merged: there is nothing more to merge
+_IDLE_SCANS = 1  # without a page merged: there is nothing more to merge
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,14 +47,18 @@ class KsmEngine:
     Args:
         state: where ksmd's knobs are written down while they are borrowed.
         seconds: how long ksmd may take; None for as long as it should.
+        wanted: how many pages ought to be merged, if somebody knows. When so many are,
+            ksmd need not look for more.
     """
 
     name = "ksm"
     in_place = True
     pool = None
 
-    def __init__(self, state: Path, seconds: float | None = None) -> None:
-        self._state, self._seconds = state, seconds
+    def __init__(
+        self, state: Path, seconds: float | None = None, wanted: int | None = None
+    ) -> None:
+        self._state, self._seconds, self._wanted = state, seconds, wanted
         self._marked: list[_Marked] = []
         self._frames = Frames()
 
@@ -90,7 +95,7 @@ class KsmEngine:
         seconds = self._seconds or _LEAST_SECONDS + _SECONDS_A_PAGE * pages
         try:
             with ksm.at_work(self._state):
-                return _await(pids, pages, seconds)
+                return _await(pids, min(pages, self._wanted or pages), seconds)
         except PermissionError as error:
             raise NotPermitted(
                 f"{ksm.obstacle() or error}: run this as root"
@@ -100,12 +105,12 @@ class KsmEngine:
 
 
 def _await(pids: set[int], pages: int, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    first = last = _scans()
+    started = time.monotonic()
+    first = last = ksm.full_scans()
     before = most = _merged(pids)
-    while time.monotonic() < deadline:
-        time.sleep(_LOOK_SECONDS)
-        now, scans = _merged(pids), _scans()
+    while (taken := time.monotonic() - started) < seconds:
+        time.sleep(min(max(_SHORTEST_LOOK, taken * _LOOK_SHARE), _LONGEST_LOOK))
+        now, scans = _merged(pids), ksm.full_scans()
         if now > most:
             most, last = now, scans
         if now - before >= pages:
@@ -113,10 +118,6 @@ def _await(pids: set[int], pages: int, seconds: float) -> bool:
         if scans - first >= _SCANS and scans - last >= _IDLE_SCANS:
             return True
     return False
-
-
-def _scans() -> int:
-    return ksm.figures().get("full_scans", 0)
 
 
 def _merged(pids: set[int]) -> int:

@@ -66,6 +66,11 @@ def figures() -> dict[str, int]:
     return found
 
 
+def full_scans() -> int:
+    """Read how often ksmd has looked at everything there is."""
+    return int(_read("full_scans"))
+
+
 def cpu_seconds() -> float | None:
     """Read the processor time of ksmd; None where the thread cannot be seen."""
     for entry in Path("/proc").iterdir():
