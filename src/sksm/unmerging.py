@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import psutil
 
+from sksm.engines import frames
 from sksm.errors import SksmError
 from sksm.linux import ksm, libc, maps
 from sksm.linux.maps import Mapping
@@ -100,13 +101,13 @@ def _unmark(
     Raises:
         OSError: ENOMEM, EBUSY, with what was not done yet as it was.
     """
-    before = _merged_by_ksm(outcome.pid)
     for (piece,) in groups([mapping.span], BATCH_PAGES):
+        before = frames.merged_bytes(space, piece)
         (verdict,) = space.advise([piece], libc.MADV_UNMERGEABLE)
         if verdict != DONE:
             raise OSError(verdict, f"un-merging {piece}: {os.strerror(verdict)}")
+        outcome.unmerged_bytes += before
         tell(piece.pages)
-    outcome.unmerged_bytes += before - _merged_by_ksm(outcome.pid)
 
 
 def _merged_by_ksm(pid: int) -> int:

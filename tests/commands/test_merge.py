@@ -8,6 +8,7 @@ import pytest
 
 from sksm import others, outcomes
 from sksm.errors import NotPermitted, ProcessGone, Unsupported
+from sksm.linux import ksm
 from sksm.linux.features import Feature
 from sksm.pages import is_pool
 from sksm.process import guards, permission, runtimes
@@ -215,6 +216,41 @@ def test_a_program_with_jemalloc_is_merged_with_a_warning_if_told_to(
     assert result.stderr == f"sksm: warning: process {piece.pid}: {reason}\n"
     assert in_pool(piece) >= PAGES - 1
     assert piece.read() == content
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not JEMALLOC.exists(), reason="libjemalloc2 is not installed")
+def test_a_program_with_jemalloc_is_merged_by_ksm(sksm_here, answer, holder, content):
+    """Nobody has to say so; it is undone as everything is; no knob stays turned."""
+    if reason := ksm.obstacle():
+        pytest.skip(reason)
+    knobs, fields = ksm._knobs(), {**os.environ, "LD_PRELOAD": str(JEMALLOC)}
+    pieces = [holder(env=fields), holder(env=fields)]
+    found = answer("merge", *NOW, *pids_of(*pieces))
+    assert found["engine"] == "ksm"
+    assert found["merged"] + found["stored"] >= 2 * (PAGES - 1)
+    assert [one["engine"] for one in found["processes"]] == ["ksm", "ksm"]
+    assert all(ksm.merged_pages(piece.pid) >= PAGES - 1 for piece in pieces)
+    assert all(piece.read() == content for piece in pieces)
+    assert ksm._knobs() == knobs
+
+    undone = answer("unmerge", *pids_of(*pieces))
+    assert undone["unmerged_bytes"] >= 2 * (PAGES - 1) * PAGE_SIZE
+    assert answer("unmerge", *pids_of(*pieces))["unmerged_bytes"] == 0
+    assert all(piece.read() == content for piece in pieces)
+
+
+@pytest.mark.root
+def test_both_engines_at_once_are_told_apart(answer, holder):
+    """Each process by its own."""
+    if reason := ksm.obstacle():
+        pytest.skip(reason)
+    fields = {**os.environ, "LD_PRELOAD": str(JEMALLOC)}
+    pieces = [holder(), holder(), holder(env=fields), holder(env=fields)]
+    found = answer("merge", *NOW, *pids_of(*pieces))
+    engines = [one["engine"] for one in found["processes"]]
+    assert found["engine"] == "mixed"
+    assert engines == ["pool", "pool", "ksm", "ksm"]
 
 
 # -- processes that cannot be merged

@@ -21,6 +21,7 @@ _COMMANDS = (
     "estimate",
     "merge",
     "unmerge",
+    "run",
     "stat",
     "doctor",
 )  # in the order of their help

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from sksm.linux import pageflags, pagemap
 from sksm.pages import PageBatch
 from sksm.process import BUSY, DONE, AddressSpace, pages_of, spans_of
 from sksm.report import MergeReport
+from sksm.spans import PAGE_SIZE, Span
 
 Flags = npt.NDArray[np.bool_]
 
@@ -29,49 +31,53 @@ class Sharing:
     zero: Flags  # the kernel's page of zeros
 
 
-class Frames:
-    """The frames that a set of processes shares by KSM, as far as they were seen."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Offered:
+    """Pages of a process that the kernel may merge now, numbers ascending."""
 
-    def __init__(self) -> None:
-        self._kept: set[int] = set()
+    space: AddressSpace
+    numbers: npt.NDArray[np.int64]
 
-    def advise(
-        self, space: AddressSpace, batch: PageBatch, advice: int, report: MergeReport
-    ) -> npt.NDArray[np.int64]:
-        """Give an advice for pages; gives the numbers of those that may now merge.
 
-        What was merged before is counted as such, and what the kernel refused.
-        """
-        numbers = pages_of(batch.spans)
-        before = shared_pages(space, numbers)
-        self._kept.update(before.frames[before.shared].tolist())
-        left = ~(before.shared | before.zero)
-        report.add(already=len(left) - left.sum())
-        verdicts = np.repeat(
-            space.advise(batch.spans, advice), [span.pages for span in batch.spans]
+def advise(
+    space: AddressSpace, batch: PageBatch, advice: int, report: MergeReport
+) -> Offered:
+    """Give an advice for pages; gives those that may now merge.
+
+    What was merged before is counted as such, and what the kernel refused.
+    """
+    numbers = pages_of(batch.spans)
+    before = shared_pages(space, numbers)
+    left = ~(before.shared | before.zero)
+    report.add(already=len(left) - left.sum())
+    verdicts = np.repeat(
+        space.advise(batch.spans, advice), [span.pages for span in batch.spans]
+    )
+    for verdict in np.unique(verdicts[left & (verdicts != DONE)]).tolist():
+        report.refuse(_refusal(verdict), int((left & (verdicts == verdict)).sum()))
+    return Offered(space, numbers[left & (verdicts == DONE)])
+
+
+def tally(offered: Sequence[Offered]) -> list[tuple[MergeReport, int]]:
+    """Count what is merged of pages that were not; and how many still are not.
+
+    Of the pages that came to share a frame, one is the frame's own, unless others
+    than these share it: then it was there before.
+    """
+    now = [shared_pages(one.space, one.numbers) for one in offered]
+    everything = [found.frames[found.shared] for found in now]
+    frames, counts = np.unique(np.concatenate(everything), return_counts=True)
+    ours = set(frames[pageflags.counts(frames) <= counts.astype(np.uint64)].tolist())
+    told = []
+    for found, mine in zip(now, everything, strict=True):
+        kept = ours & set(mine.tolist())
+        ours -= kept
+        report = MergeReport()
+        report.add(
+            zero=found.zero.sum(), stored=len(kept), merged=len(mine) - len(kept)
         )
-        for verdict in np.unique(verdicts[left & (verdicts != DONE)]).tolist():
-            report.refuse(_refusal(verdict), int((left & (verdicts == verdict)).sum()))
-        possible: npt.NDArray[np.int64] = numbers[left & (verdicts == DONE)]
-        return possible
-
-    def tally(
-        self,
-        space: AddressSpace,
-        numbers: npt.NDArray[np.int64],
-        report: MergeReport,
-    ) -> int:
-        """Count what is merged now of pages that were not; gives how many are not.
-
-        Of those in one frame, the first is counted as the frame's own.
-        """
-        now = shared_pages(space, numbers)
-        frames = set(now.frames[now.shared].tolist())
-        fresh = len(frames - self._kept)
-        self._kept |= frames
-        shared, zero = int(now.shared.sum()), int(now.zero.sum())
-        report.add(zero=zero, stored=fresh, merged=shared - fresh)
-        return len(numbers) - shared - zero
+        told.append((report, len(found.frames) - report.scanned))
+    return told
 
 
 def shared_pages(space: AddressSpace, numbers: npt.NDArray[np.int64]) -> Sharing:
@@ -90,6 +96,15 @@ def shared_pages(space: AddressSpace, numbers: npt.NDArray[np.int64]) -> Sharing
         present & (flags & np.uint64(pageflags.KSM) != 0),
         present & (flags & np.uint64(pageflags.ZERO_PAGE) != 0),
     )
+
+
+def merged_bytes(space: AddressSpace, span: Span) -> int:
+    """Measure what KSM has merged of `span`; 0 for who may not know."""
+    try:
+        found = shared_pages(space, pages_of([span]))
+    except PermissionError:
+        return 0
+    return int(found.shared.sum() + found.zero.sum()) * PAGE_SIZE
 
 
 def _refusal(verdict: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sksm.engines.frames import Frames
+from sksm.engines import frames
 from sksm.linux import libc
 from sksm.pages import PageBatch
 from sksm.process import AddressSpace
@@ -19,14 +19,13 @@ class KernelEngine:
     in_place = True
     pool = None
 
-    def __init__(self) -> None:
-        self._frames = Frames()
-
     def share(self, space: AddressSpace, batch: PageBatch) -> MergeReport:
         """Merge each page of `batch` with its twin, if the kernel knows one."""
         report = MergeReport()
-        offered = self._frames.advise(space, batch, libc.MADV_MERGE, report)
-        report.add(unique=self._frames.tally(space, offered, report))
+        offered = frames.advise(space, batch, libc.MADV_MERGE, report)
+        ((merged, rest),) = frames.tally([offered])
+        report += merged
+        report.add(unique=rest)
         return report
 
     def finish(self) -> dict[int, MergeReport]:

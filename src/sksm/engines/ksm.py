@@ -9,14 +9,11 @@ un-merges (Documentation/admin-guide/mm/ksm.rst).
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from sksm.engines.frames import Frames
+from sksm.engines import frames
+from sksm.engines.frames import Offered
 from sksm.errors import NotPermitted, SksmError
 from sksm.linux import ksm, libc
 from sksm.pages import PageBatch
@@ -31,14 +28,6 @@ _LEAST_SECONDS, _SECONDS_A_PAGE = 10.0, 200e-6  # a tenth of the speed ksmd has
 # first may have begun before the page was marked.
 _SCANS = 3
 _IDLE_SCANS = 1  # without a page merged: there is nothing more to merge
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Marked:
-    """Pages of a process that ksmd is to merge."""
-
-    space: AddressSpace
-    numbers: npt.NDArray[np.int64]
 
 
 class KsmEngine:
@@ -59,14 +48,12 @@ class KsmEngine:
         self, state: Path, seconds: float | None = None, wanted: int | None = None
     ) -> None:
         self._state, self._seconds, self._wanted = state, seconds, wanted
-        self._marked: list[_Marked] = []
-        self._frames = Frames()
+        self._marked: list[Offered] = []
 
     def share(self, space: AddressSpace, batch: PageBatch) -> MergeReport:
         """Mark pages; those that ksmd has merged already are counted."""
         report = MergeReport()
-        marked = self._frames.advise(space, batch, libc.MADV_MERGEABLE, report)
-        self._marked.append(_Marked(space, marked))
+        self._marked.append(frames.advise(space, batch, libc.MADV_MERGEABLE, report))
         return report
 
     def finish(self) -> dict[int, MergeReport]:
@@ -81,9 +68,9 @@ class KsmEngine:
             return {}
         done = self._work({one.space.pid for one in marked}, pages)
         reports: dict[int, MergeReport] = {}
-        for one in marked:
+        for one, (merged, rest) in zip(marked, frames.tally(marked), strict=True):
             report = reports.setdefault(one.space.pid, MergeReport())
-            rest = self._frames.tally(one.space, one.numbers, report)
+            report += merged
             if done:
                 report.add(unique=rest)
             else:

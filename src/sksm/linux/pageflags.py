@@ -7,7 +7,7 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-PATH = "/proc/kpageflags"
+_FLAGS, _COUNTS = "/proc/kpageflags", "/proc/kpagecount"
 KSM, ZERO_PAGE = 1 << 21, 1 << 24  # include/uapi/linux/kernel-page-flags.h
 _GAP = 64  # frames: to read as many more words is cheaper than a call
 
@@ -19,11 +19,20 @@ def of_frames(frames: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         OSError: EACCES, EPERM without CAP_SYS_ADMIN; ENOENT without
             CONFIG_PROC_PAGE_MONITOR.
     """
+    return _words(_FLAGS, frames)
+
+
+def counts(frames: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Read how many page table entries show each frame; errors as `of_frames`."""
+    return _words(_COUNTS, frames)
+
+
+def _words(path: str, frames: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     numbers, places = np.unique(frames.astype(np.int64), return_inverse=True)
     if not len(numbers):
         return np.empty(0, np.uint64)
     found = []
-    fd = os.open(PATH, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for run in np.split(numbers, np.flatnonzero(np.diff(numbers) > _GAP) + 1):
             words = np.zeros(int(run[-1] - run[0]) + 1, "<u8")

@@ -1,0 +1,82 @@
+"""`sksm run`: start a program whose memory is merged."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import click
+
+from sksm.commands import options
+from sksm.errors import NotPermitted, Unsupported
+
+_CANNOT_EXECUTE, _NOT_FOUND = 126, 127  # as shells have them
+
+
+@click.command(
+    "run",
+    epilog="Example: sksm run --ksm -- gunicorn app:app",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("cmd", metavar="CMD [ARG]...", nargs=-1, required=True, type=str)
+@click.option(
+    "--ksm",
+    "by_ksm",
+    is_flag=True,
+    help="Have KSM merge all memory of CMD and of what it starts, whenever ksmd runs "
+    "(prctl PR_SET_MEMORY_MERGE). KSM knows no users: equal pages are shared with all "
+    "that it merges.",
+)
+@options.debug_option
+def command(cmd: tuple[str, ...], by_ksm: bool) -> None:
+    """Start CMD, and merge the memory of it and of everything it starts.
+
+    CMD takes the place of this command: its exit status, its signals and its terminal
+    are its own. 126 if it cannot be executed, 127 if there is no such program.
+    """
+    if not by_ksm:
+        raise click.UsageError("say how its memory is to be merged: --ksm")
+    _set_memory_merge()
+    try:
+        os.execvp(cmd[0], cmd)
+    except OSError as error:
+        click.echo(f"sksm: {cmd[0]}: {error.strerror}", err=True)
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        sys.exit(_NOT_FOUND if missing else _CANNOT_EXECUTE)
+
+
+def _set_memory_merge() -> None:
+    """Have KSM look at all memory of this process, and of its children.
+
+    Raises:
+        NotPermitted, Unsupported: it does not, or not of what is executed.
+    """
+    from sksm.linux import ksm, libc  # noqa: PLC0415
+
+    try:
+        libc.prctl(libc.PR_SET_MEMORY_MERGE, 1, 0, 0, 0)
+    except PermissionError as error:
+        raise NotPermitted(
+            "only who has CAP_SYS_RESOURCE may have all memory merged: run this as root"
+        ) from error
+    except OSError as error:
+        raise Unsupported(
+            f"the kernel cannot merge all memory of a process: {error.strerror} "
+            "(CONFIG_KSM, Linux 6.4)"
+        ) from error
+    kept = ["cat", "/proc/self/ksm_stat"]  # found by trying: another program has it too
+    if (
+        "ksm_merge_any: yes"
+        not in subprocess.run(kept, capture_output=True, text=True, check=False).stdout
+    ):
+        raise Unsupported(
+            "this kernel forgets it when a program is executed (Linux 6.7 does not)"
+        )
+    if ksm.figures().get("run") != 1:
+        click.echo(
+            f"sksm: ksmd is off, so nothing is merged yet: `sksm merge --engine ksm "
+            f"{os.getpid()}` merges once, `echo 1 > {ksm.FOLDER}/run` goes on",
+            err=True,
+        )
