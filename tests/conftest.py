@@ -147,6 +147,13 @@ def poll(condition, seconds=20.0):
     return value
 
 
+@pytest.fixture(autouse=True)
+def _however_little(request, monkeypatch):
+    """Merge also what is too little to be worth a daemon."""
+    if not request.node.get_closest_marker("by_gain"):
+        monkeypatch.setattr(RemoteStore, "upkeep_bytes", lambda _: 0)
+
+
 NO_KSM = "ksmd is out of reach"
 
 

@@ -43,6 +43,11 @@ WATCH_SECONDS = 5.0  # at most, unless told otherwise
 _LOOK_SECONDS = 0.3  # from one look to the next which pages were written to
 _FEW = 0.01  # of all pages: so few hot ones do not change what else is worth it
 _STEADY = 0.005  # of all pages: if fewer are new, the rest will mostly stay unwritten
+_MIB = 1 << 20
+NO_GAIN = (
+    "merging would free {:.1f} MiB, less than the {:.1f} MiB that sksmd takes: name "
+    "more processes, or insist (--engine pool)"
+)
 HOT = "written to while it was watched"
 
 
@@ -113,10 +118,24 @@ class _Crew:
                     if not self._store:
                         self._spaces[pid].keeps |= KEPT_IN_PLACE
             estimate = self._choose()
-            if not self._wishes.dry_run:
+            if not self._wishes.dry_run and not self._loses():
                 self._share(estimate)
         for pid, space in self._spaces.items():
             self._outcomes[pid].stops = list(space.stops)
+
+    def _loses(self) -> bool:
+        """Leave all alone if merging them would take more than it frees."""
+        if not self._store or self._wishes.engine != choice.AUTO:
+            return False
+        done = [self._outcomes[pid] for pid in self._spaces]
+        worth = [outcome.worth for outcome in done if outcome.worth]
+        freed = sum(one.duplicate_bytes + one.zero_bytes for one in worth)
+        upkeep = self._store.upkeep_bytes()
+        if freed >= upkeep:
+            return False
+        for outcome in done:
+            outcome.refusal = NO_GAIN.format(freed / _MIB, upkeep / _MIB)
+        return True
 
     def _choose(self) -> Estimate:
         """Find what is worth merging: pages with twins that stay unwritten."""

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sksm.linux import ksm, libc, pageflags
 from sksm.pipeline import merge_all
 from sksm.process.local import ThisProcess
 from tests.conftest import poll
+from tests.support import start_child
 
 pytestmark = [
     pytest.mark.root,
@@ -125,18 +127,24 @@ def test_shared_memory_is_refused(area, state):
 
 def test_time_that_is_up_is_told(twins, state, monkeypatch):
     """Nothing is lost, and nothing counted that is not so."""
-    monkeypatch.setattr(ksm, "at_work", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(ksm, "at_work", lambda *_: contextlib.nullcontext())
     report = merge(state, *twins, seconds=0.05)
     assert report.reasons == {engine_module.UNFINISHED: 2 * PAGES}
     assert report.scanned == 2 * PAGES
 
 
-def test_one_who_has_ksmd_is_waited_for_by_nobody(twins, state):
-    """It is an error that says so; the pages are as they were."""
+def test_another_command_that_has_ksmd_is_waited_for(twins, state, monkeypatch):
+    """For a while; then it is an error that says so, and the pages are as they were."""
+    monkeypatch.setattr(engine_module, "_PATIENCE_SECONDS", 0.05)
     before = [some.rows.copy() for some in twins]
     with ksm.borrowed(state), pytest.raises(SksmError, match="has ksmd"):
         merge(state, *twins)
     assert all((a == b.rows).all() for a, b in zip(before, twins, strict=True))
+    monkeypatch.undo()
+    with ksm.borrowed(state):
+        pid = start_child(lambda: merge(state, *twins))
+        time.sleep(0.1)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_an_administrators_ksmd_goes_on_as_it_was(twins, state):

@@ -518,3 +518,21 @@ def test_one_that_cannot_be_unmerged_does_not_keep_the_others(holder, monkeypatc
     assert isinstance(ended_one.error, ProcessGone)
     assert refused.refusal == "so it is"
     assert_merged(left)
+
+
+# -- what is not worth it
+
+
+@pytest.mark.by_gain
+def test_what_frees_less_than_the_daemon_takes_is_left_alone(holder):
+    """Merging it would be a loss. It says how big, and who insists gets it."""
+    one, two = holder(), holder()
+    outcomes = merge(one, two)
+    assert all("less than the" in outcome.refusal for outcome in outcomes)
+    assert in_pool(one) == in_pool(two) == 0
+    merge(one, two, wishes=others.Wishes(watch_seconds=0, engine="pool"))
+    assert_merged(one, two)
+    three = holder()
+    (outcome,) = merge(three)
+    assert not outcome.failed, "the daemon is there anyway"
+    assert_merged(one, three)

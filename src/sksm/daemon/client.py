@@ -76,6 +76,11 @@ class RemoteStore:
         """The pool's file, read-only."""
         return self._pool
 
+    def upkeep_bytes(self) -> int:
+        """Say what the daemon takes, if it would leave without us."""
+        status = self.status()
+        return 0 if status.slots else status.own_bytes
+
     @contextlib.contextmanager
     def lease(self) -> Iterator[None]:
         """Keep every slot as it is until the block ends."""

@@ -23,6 +23,7 @@ from sksm.report import MergeReport
 UNFINISHED = "ksmd had not come to it in time"
 # From one look to the next: looking takes processor time, too.
 _SHORTEST_LOOK, _LONGEST_LOOK, _LOOK_SHARE = 0.002, 0.05, 0.05
+_PATIENCE_SECONDS = 30.0  # for another command of ours that has ksmd
 _LEAST_SECONDS, _SECONDS_A_PAGE = 10.0, 200e-6  # a tenth of the speed ksmd has
 # ksmd merges a page in the second scan that finds it unchanged; one more, since the
 # first may have begun before the page was marked.
@@ -81,7 +82,7 @@ class KsmEngine:
         """Let ksmd work; whether it came to the end."""
         seconds = self._seconds or _LEAST_SECONDS + _SECONDS_A_PAGE * pages
         try:
-            with ksm.at_work(self._state):
+            with ksm.at_work(self._state, _PATIENCE_SECONDS):
                 return _await(pids, min(pages, self._wanted or pages), seconds)
         except PermissionError as error:
             raise NotPermitted(

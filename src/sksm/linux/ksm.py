@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from errno import EBUSY, EINVAL
 from pathlib import Path
@@ -42,7 +43,8 @@ WIDE_OPEN = {
     "pages_to_scan": "1000000",
 }
 # The same, but that it can be stopped within a moment: `run` waits for so many pages.
-_AT_WORK = {**WIDE_OPEN, "pages_to_scan": "20000", "use_zero_pages": "1"}
+_PAGES_A_TURN = 20_000
+_AT_WORK = {**WIDE_OPEN, "use_zero_pages": "1"}
 _FIGURES = (
     "run",
     "pages_shared",
@@ -103,7 +105,7 @@ def open_wide() -> None:
 
 
 @contextlib.contextmanager
-def at_work(state: Path) -> Iterator[None]:
+def at_work(state: Path, patience_s: float = 0.0) -> Iterator[None]:
     """Have ksmd work as fast as it can for a while; every knob is given back.
 
     Pages that are zeros are freed. An administrator's ksmd goes on, faster, and so
@@ -111,18 +113,20 @@ def at_work(state: Path) -> Iterator[None]:
 
     Args:
         state: as for `borrowed`.
+        patience_s: how long to wait for another scope to end.
 
     Raises:
         OSError: as `borrowed`, but for EBUSY only if ksmd is told to un-merge, or
             another scope has it.
     """
-    with _sole_user(state), _ended_by_sigterm():
+    with _sole_user(state, patience_s), _ended_by_sigterm():
         _repair(state)
         _refuse_unmerging()
         before = _knobs()
         _write_down(state, before)
         try:
-            for name, value in _AT_WORK.items():
+            pages = max(_PAGES_A_TURN, int(before["pages_to_scan"]))
+            for name, value in (_AT_WORK | {"pages_to_scan": str(pages)}).items():
                 if name in before:
                     tune(name, value)
             tune("run", "1")
@@ -279,17 +283,26 @@ def _write_down(state: Path, knobs: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _sole_user(state: Path) -> Iterator[None]:
+def _sole_user(state: Path, patience_s: float = 0.0) -> Iterator[None]:
+    deadline = time.monotonic() + patience_s
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     fd = os.open(state.with_suffix(".lock"), flags, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(EBUSY, "another command of sksm has ksmd") from error
+        while not _locked(fd):
+            if time.monotonic() >= deadline:
+                raise OSError(EBUSY, "another command of sksm has ksmd")
+            time.sleep(0.01)
         yield
     finally:
         os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -21,22 +21,23 @@ _HARMLESS = (seccomp.Action.ALLOW, seccomp.Action.LOG, seccomp.Action.ERRNO)
 _STATUS_BYTES = 8192  # more than it has
 _RW = libc.PROT_READ | libc.PROT_WRITE
 _ANONYMOUS = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED_NOREPLACE
+_ADVICES = (
+    *(libc.MADV_DONTFORK, libc.MADV_DONTNEED, libc.MADV_POPULATE_READ),
+    *(libc.MADV_MERGEABLE, libc.MADV_UNMERGEABLE, libc.MADV_MERGE),
+)
 # What is done in a process, with those arguments that a filter may look at.
 _CALLS: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("rt_sigprocmask", (2,)),
     ("mmap", (0, 0, _RW, _ANONYMOUS)),
     ("mmap", (0, 0, _RW, libc.MAP_PRIVATE | libc.MAP_FIXED_NOREPLACE)),
+    ("mmap", (0, 0, _RW, libc.MAP_PRIVATE | libc.MAP_FIXED)),
     ("socketpair", (1, 5)),
     *((name, ()) for name in ("close", "munmap", "mremap", "process_vm_readv")),
     ("getpid", ()),
     *((name, ()) for name in ("sendto", "recvfrom", "recvmsg", "userfaultfd")),
     ("mprotect", (0, 0, libc.PROT_READ)),
-    ("madvise", (0, 0, libc.MADV_DONTFORK)),
-    ("madvise", (0, 0, libc.MADV_DONTNEED)),
-    ("madvise", (0, 0, libc.MADV_POPULATE_READ)),
+    *(("madvise", (0, 0, advice)) for advice in _ADVICES),
     ("ioctl", (0, userfaultfd.USERFAULTFD_IOC_NEW)),
-    ("ioctl", (0, userfaultfd.UFFDIO_WRITEPROTECT)),
-    ("ioctl", (0, userfaultfd.UFFDIO_WAKE)),
 )
 
 

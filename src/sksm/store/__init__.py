@@ -37,6 +37,13 @@ class Store(Protocol):
         """A descriptor of the pool's file, fit for private mappings."""
         ...
 
+    def upkeep_bytes(self) -> int:
+        """Say what the store takes for the first page that it will hold, and for none.
+
+        Zero if it holds pages already, or takes nothing when we are done.
+        """
+        ...
+
     def lease(self) -> AbstractContextManager[object]:
         """Keep every slot as it is until the block ends."""
         ...

@@ -49,6 +49,10 @@ class LocalStore:
         """The pool's file."""
         return self._pool.fd
 
+    def upkeep_bytes(self) -> int:
+        """Nothing remains but the pool when its process ends."""
+        return 0
+
     @property
     def slots(self) -> int:
         """How many slots there are, those that were given back included."""
