@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from bench import memory
@@ -54,8 +55,8 @@ def merge(contents: Words) -> Work:
     Raises:
         Wrong: it was not done in two minutes, or was disturbed.
     """
-    wanted = int(memory.pages(contents) * _ENOUGH)
-    before = ksm.figures()
+    me, before = os.getpid(), ksm.figures()
+    wanted = ksm.merged_pages(me) + 2 * int(memory.pages(contents) * _ENOUGH)
     buffers = [memory.buffer(contents.nbytes) for _ in range(2)]
     for one in buffers:
         one[:] = contents
@@ -65,23 +66,22 @@ def merge(contents: Words) -> Work:
     ksm.open_wide()
     ksm.tune("run", "1")
     try:
-        _wait_for("pages_sharing", before["pages_sharing"] + wanted, at_least=True)
+        _wait_for("merged pages", lambda: ksm.merged_pages(me) >= wanted)
         seconds = time.perf_counter() - started
         work = Work(seconds, (ksm.cpu_seconds() or 0.0) - used)
         if not ksm.is_wide_open():
             raise Wrong("somebody else turned the knobs of ksmd meanwhile")
         buffers.clear()  # ksmd, while it runs, clears up behind memory that is gone
-        _wait_for("pages_shared", before["pages_shared"], at_least=False)
+        gone = before["pages_shared"]
+        _wait_for("pages_shared", lambda: ksm.figures()["pages_shared"] <= gone)
     finally:
         ksm.tune("run", "0")
     return work
 
 
-def _wait_for(name: str, bound: int, *, at_least: bool) -> None:
+def _wait_for(what: str, reached: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        value = ksm.figures()[name]
-        if value >= bound if at_least else value <= bound:
-            return
+    while not reached():
+        if time.monotonic() > deadline:
+            raise Wrong(f"ksmd: {what} not reached after {_PATIENCE_SECONDS:.0f} s")
         time.sleep(0.002)
-    raise Wrong(f"ksmd: {name} is {value} after {_PATIENCE_SECONDS:.0f} s, not {bound}")

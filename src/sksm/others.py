@@ -6,18 +6,17 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from sksm.daemon import runtime
-from sksm.daemon.client import RemoteStore
+from sksm.daemon import client, runtime
 from sksm.engines import Engine, choice
 from sksm.engines.kernel import KernelEngine
 from sksm.engines.ksm import KsmEngine
 from sksm.engines.pool import PoolEngine
-from sksm.errors import DaemonUnreachable, ProcessGone, SksmError
+from sksm.errors import ProcessGone, SksmError
 from sksm.estimate import Estimate
 from sksm.linux import ksm, libc
 from sksm.outcomes import Outcome, failures_of, pss
@@ -36,7 +35,6 @@ from sksm.process.watching import WriteWatch
 from sksm.report import Step
 from sksm.spans import PAGE_SIZE, Span
 from sksm.store import Store
-from sksm.store.local import LocalStore
 from sksm.twins import Flags
 
 WATCH_SECONDS = 5.0  # at most, unless told otherwise
@@ -74,23 +72,9 @@ def merge(pids: Sequence[int], wishes: Wishes, step: Step) -> list[Outcome]:
         if engine in choice.IN_PLACE:
             _Crew(None, members, wishes, step).merge()
         else:
-            with _store(whose) as store:
+            with client.opened(whose) as store:
                 _Crew(store, members, wishes, step).merge()
     return list(outcomes.values())
-
-
-@contextlib.contextmanager
-def _store(whose: Domain) -> Iterator[Store]:
-    """Open the store of a domain; one of our own if no daemon can be had."""
-    try:
-        remote = RemoteStore(whose)
-    except DaemonUnreachable:
-        local = LocalStore()
-        with contextlib.closing(local):
-            yield local
-    else:
-        with contextlib.closing(remote):
-            yield remote
 
 
 class _Crew:

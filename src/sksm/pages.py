@@ -54,6 +54,8 @@ class PageBatch:
 
     mapping: Mapping
     spans: tuple[Span, ...]  # ascending, apart from each other
+    last: bool = False  # the last page of what is offered
+    lone: bool = False  # and all of it, and of its mapping: an object, perhaps
 
     @property
     def pages(self) -> int:
@@ -107,7 +109,8 @@ def survey(
     in_some_pool = is_pool(mapping)
     in_pool = in_some_pool if pool is None else mapping.shows(pool)
     last = parts[-1]
-    if last.stop == mapping.span.stop and not in_some_pool and not followed:
+    ends = last.stop == mapping.span.stop and not in_some_pool and not followed
+    if ends and not space.tails:
         report.refuse(LAST_PAGE, 1)
         parts = [*parts[:-1], Span(last.start, last.stop - PAGE_SIZE)]
     candidates: list[Span] = []
@@ -180,6 +183,27 @@ def batches(mapping: Mapping, candidates: list[Span]) -> Iterator[PageBatch]:
                 held, room = [], BATCH_PAGES
     if held:
         yield PageBatch(mapping, tuple(held))
+
+
+def without_tail(
+    mapping: Mapping, end: int, candidates: list[Span], *, lone: bool
+) -> tuple[list[Span], PageBatch | None]:
+    """Take the last page of what is offered, if it is among them, out of candidates.
+
+    Args:
+        mapping: whose pages they are.
+        end: where the part of it ends that is offered.
+        candidates: ascending, at least one.
+        lone: all of the mapping is offered, and nothing else.
+    """
+    last = candidates[-1]
+    if last.stop != end:
+        return candidates, None
+    edge = last.stop - PAGE_SIZE
+    rest = [Span(last.start, edge)] if last.start < edge else []
+    lone &= mapping.span.pages == 1 and not is_pool(mapping)
+    tail = PageBatch(mapping, (Span(edge, last.stop),), last=True, lone=lone)
+    return candidates[:-1] + rest, tail
 
 
 def is_pool(mapping: Mapping) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import itertools
 import os
@@ -56,13 +57,14 @@ def merge_all(
     found = space.mappings(whole)
     starts = {mapping.span.start for mapping in found}
     for mapping, parts in _parts(found, spans):
+        if reason := objection or pages.why_not(mapping, kept):
+            report.refuse(reason, sum(part.pages for part in parts))
+            continue
         # One object's memory goes on where a mapping of it ends; of a raw range
         # nobody knows, and the program might grow the mapping.
         followed = engine.in_place or (space.pinned and mapping.span.stop in starts)
-        if reason := objection or pages.why_not(mapping, kept):
-            report.refuse(reason, sum(part.pages for part in parts))
-        else:
-            report += _merge_parts(space, mapping, parts, engine, followed)
+        lone = whole == mapping.span
+        report += _merge_parts(space, _Offer(mapping, parts, followed, lone), engine)
     report.mappings_added = space.count_mappings(around) - mappings
     report.seconds = time.perf_counter() - started
     return report
@@ -85,15 +87,20 @@ def _parts(
             yield mapping, parts
 
 
-def _merge_parts(
-    space: AddressSpace,
-    mapping: Mapping,
-    parts: list[Span],
-    engine: Engine,
-    followed: bool,
-) -> MergeReport:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Offer:
+    """Parts of a mapping that are offered."""
+
+    mapping: Mapping
+    parts: list[Span]
+    followed: bool  # its memory goes on behind it
+    lone: bool  # nothing but all of it is offered
+
+
+def _merge_parts(space: AddressSpace, offer: _Offer, engine: Engine) -> MergeReport:
+    mapping, followed = offer.mapping, offer.followed
     report, candidates = pages.survey(
-        space, mapping, parts, engine.pool, followed=followed
+        space, mapping, offer.parts, engine.pool, followed=followed
     )
     if not candidates:
         return report
@@ -106,8 +113,15 @@ def _merge_parts(
             reason = _unprotected(error)
             report.refuse(reason, sum(span.pages for span in candidates))
             return report
+        tail = None
+        if space.tails and not followed:
+            candidates, tail = pages.without_tail(
+                mapping, offer.parts[-1].stop, candidates, lone=offer.lone
+            )
         for batch in pages.batches(mapping, candidates):
             report += _share(space, batch, engine)
+        if tail:
+            report += _share(space, tail, engine)
     return report
 
 

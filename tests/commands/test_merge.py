@@ -135,7 +135,7 @@ def test_answer_of_an_unmerge_has_what_is_promised(answer, alike, content):
 def test_text_fits_a_terminal(sksm_program, alike):
     """Each process, the sum, how long they stood still, what was left."""
     pids = pids_of(*alike)
-    merged = sksm_program("merge", *NOW, *pids)
+    merged = sksm_program("merge", "--engine", "pool", *NOW, *pids)
     unmerged = sksm_program("unmerge", *pids)
     for result in (merged, unmerged):
         assert (result.returncode, result.stderr) == (0, "")

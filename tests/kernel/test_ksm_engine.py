@@ -16,7 +16,6 @@ from sksm.linux import ksm, libc, pageflags
 from sksm.pipeline import merge_all
 from sksm.process.local import ThisProcess
 from tests.conftest import poll
-from tests.support import start_child
 
 pytestmark = [
     pytest.mark.root,
@@ -133,18 +132,18 @@ def test_time_that_is_up_is_told(twins, state, monkeypatch):
     assert report.scanned == 2 * PAGES
 
 
-def test_another_command_that_has_ksmd_is_waited_for(twins, state, monkeypatch):
+def test_another_command_that_has_ksmd_is_waited_for(twins, state, monkeypatch, worker):
     """For a while; then it is an error that says so, and the pages are as they were."""
     monkeypatch.setattr(engine_module, "_PATIENCE_SECONDS", 0.05)
     before = [some.rows.copy() for some in twins]
     with ksm.borrowed(state), pytest.raises(SksmError, match="has ksmd"):
         merge(state, *twins)
     assert all((a == b.rows).all() for a, b in zip(before, twins, strict=True))
-    monkeypatch.undo()
     with ksm.borrowed(state):
-        pid = start_child(lambda: merge(state, *twins))
+        one = worker(OTHER + "merge(); print('done')", str(state))
+        assert one.answer() == "ready"
         time.sleep(0.1)
-    assert os.waitpid(pid, 0)[1] == 0
+    assert one.answer() == "done"
 
 
 def test_an_administrators_ksmd_goes_on_as_it_was(twins, state):

@@ -1,8 +1,7 @@
-"""`sksm run`: start a program whose memory is merged."""
+"""`sksm run`: start a program that may merge its memory, or has it merged."""
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 import sys
@@ -12,12 +11,10 @@ import click
 from sksm.commands import options
 from sksm.errors import NotPermitted, Unsupported
 
-_CANNOT_EXECUTE, _NOT_FOUND = 126, 127  # as shells have them
-
 
 @click.command(
     "run",
-    epilog="Example: sksm run --ksm -- gunicorn app:app",
+    epilog="Example: sksm run -- ./program --its-option",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.argument("cmd", metavar="CMD [ARG]...", nargs=-1, required=True, type=str)
@@ -25,26 +22,27 @@ _CANNOT_EXECUTE, _NOT_FOUND = 126, 127  # as shells have them
     "--ksm",
     "by_ksm",
     is_flag=True,
-    help="Have KSM merge all memory of CMD and of what it starts, whenever ksmd runs "
-    "(prctl PR_SET_MEMORY_MERGE). KSM knows no users: equal pages are shared with all "
-    "that it merges.",
+    help="Instead, have KSM merge all memory of CMD and of what it starts, whenever "
+    "ksmd runs (prctl PR_SET_MEMORY_MERGE). KSM knows no users: equal pages are shared "
+    "with all that it merges.",
 )
 @options.debug_option
 def command(cmd: tuple[str, ...], by_ksm: bool) -> None:
-    """Start CMD, and merge the memory of it and of everything it starts.
+    """Start CMD, and give it MADV_MERGE: madvise(addr, length, 26), at once.
 
-    CMD takes the place of this command: its exit status, its signals and its terminal
-    are its own. 126 if it cannot be executed, 127 if there is no such program.
+    It works for CMD and for everything that it starts, in any language; nothing else
+    that they do is touched. Set-user-id programs among them get no privileges
+    (no_new_privs). The exit status is CMD's; 128 and the signal's number if one ended
+    it; 126 if it cannot be executed, 127 if there is no such program.
     """
-    if not by_ksm:
-        raise click.UsageError("say how its memory is to be merged: --ksm")
-    _set_memory_merge()
-    try:
-        os.execvp(cmd[0], cmd)
-    except OSError as error:
-        click.echo(f"sksm: {cmd[0]}: {error.strerror}", err=True)
-        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
-        sys.exit(_NOT_FOUND if missing else _CANNOT_EXECUTE)
+    from sksm import running  # noqa: PLC0415
+
+    if by_ksm:
+        _set_memory_merge()
+        running.execute(cmd)
+    if running.answered():
+        running.execute(cmd)
+    sys.exit(running.run(cmd))
 
 
 def _set_memory_merge() -> None:

@@ -21,7 +21,8 @@ from sksm.errors import DaemonUnreachable, SksmError
 from sksm.linux import libc
 from sksm.process.domain import Domain
 from sksm.spans import PAGE_SIZE, Span
-from sksm.store import Offered
+from sksm.store import Offered, Store
+from sksm.store.local import LocalStore
 
 _R = TypeVar("_R", bound=protocol.Reply)
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -216,3 +217,15 @@ def _let_read(daemon: int) -> None:
             OSError
         ):  # EINVAL: Yama is not this kernel's after all
             libc.prctl(libc.PR_SET_PTRACER, daemon, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def opened(whose: Domain) -> Iterator[Store]:
+    """Open the store of a domain; one of our own if no daemon can be had."""
+    store: RemoteStore | LocalStore
+    try:
+        store = RemoteStore(whose)
+    except DaemonUnreachable:
+        store = LocalStore()
+    with contextlib.closing(store):
+        yield store

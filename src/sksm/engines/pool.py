@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sksm.engines import plan
 from sksm.fingerprints import fingerprint, of_zeros
 from sksm.linux.maps import Mapping
-from sksm.pages import PageBatch
+from sksm.pages import LAST_PAGE, PageBatch
 from sksm.process import (
     BUSY,
     CHANGED,
@@ -62,6 +62,9 @@ class PoolEngine:
 
     def share(self, space: AddressSpace, batch: PageBatch) -> MergeReport:
         """Merge each page of `batch` with its twin, if they are equal bytes."""
+        if batch.last:
+            self._next, self._all_new = None, False
+            return self._examine(space, batch)
         report = MergeReport()
         rest = self._continue(space, batch, report)
         if rest and self._all_new:
@@ -97,7 +100,7 @@ class PoolEngine:
             return batch.spans
         numbers = pages_of([span])
         runs = plan.straight(number, slot, span.pages)
-        verdicts = self._try(space, batch.mapping, numbers, runs)
+        verdicts = self._try(space, batch, numbers, runs)
         for run, verdict in zip(runs, verdicts, strict=True):
             report.add(merged=run.shared if verdict == DONE else 0)
         left = [
@@ -127,7 +130,7 @@ class PoolEngine:
                 self._all_new &= bool(fresh.all())
                 runs = plan.runs(numbers, slots, np.zeros(len(slots), bool))
                 runs = self._affordable(space, batch.mapping, runs, report)
-                report += self._exchange(space, batch.mapping, numbers, runs, fresh)
+                report += self._exchange(space, batch, numbers, runs, fresh)
         return tuple(_spans(np.concatenate(left)))
 
     def _examine(self, space: AddressSpace, batch: PageBatch) -> MergeReport:
@@ -139,13 +142,16 @@ class PoolEngine:
             prints = fingerprint(space.read(batch.spans), self._store.seed)
         slots = self._store.lookup(prints)
         slots[prints == of_zeros(self._store.seed)] = ZERO
+        if batch.lone and not (slots[0] == ZERO and batch.mapping.anonymous):
+            report.refuse(LAST_PAGE, 1)  # grown, it would show what lies behind
+            return report
         self._all_new = bool((slots == UNSEEN).all())
         own = plan.own_gaps(numbers, slots)
         report.add(unique=own.sum())
         fresh = self._offer(space, numbers, slots, own, report)
         runs = plan.runs(numbers, slots, own)
         runs = self._affordable(space, batch.mapping, runs, report)
-        report += self._exchange(space, batch.mapping, numbers, runs, fresh)
+        report += self._exchange(space, batch, numbers, runs, fresh)
         return report
 
     def _offer(
@@ -177,14 +183,14 @@ class PoolEngine:
     def _exchange(
         self,
         space: AddressSpace,
-        mapping: Mapping,
+        batch: PageBatch,
         numbers: npt.NDArray[np.int64],
         runs: list[plan.Run],
         fresh: npt.NDArray[np.bool_],
     ) -> MergeReport:
         """Exchange runs; where bytes differ, once more without the pages that do."""
         report = MergeReport()
-        verdicts = self._try(space, mapping, numbers, runs)
+        verdicts = self._try(space, batch, numbers, runs)
         again: list[plan.Run] = []
         for run, verdict in zip(runs, verdicts, strict=True):
             if verdict == CHANGED and run.slot is not None:
@@ -194,7 +200,7 @@ class PoolEngine:
             else:
                 _count(report, run, verdict, fresh)
         if again:  # written to since, or a collision of fingerprints
-            verdicts = self._try(space, mapping, numbers, again)
+            verdicts = self._try(space, batch, numbers, again)
             for run, verdict in zip(again, verdicts, strict=True):
                 _count(report, run, verdict, fresh)
         return report
@@ -202,12 +208,12 @@ class PoolEngine:
     def _try(
         self,
         space: AddressSpace,
-        mapping: Mapping,
+        batch: PageBatch,
         numbers: npt.NDArray[np.int64],
         runs: list[plan.Run],
     ) -> list[int]:
         """Exchange each run; remember where the last one would go on."""
-        exchanges = [_exchange_of(run, numbers, mapping) for run in runs]
+        exchanges = [_exchange_of(run, numbers, batch) for run in runs]
         verdicts = space.exchange(self._store.pool, exchanges) if exchanges else []
         self._next = None
         if runs and verdicts[-1] == DONE and runs[-1].slot is not None:
@@ -277,16 +283,17 @@ def _count(
 
 
 def _exchange_of(
-    run: plan.Run, numbers: npt.NDArray[np.int64], mapping: Mapping
+    run: plan.Run, numbers: npt.NDArray[np.int64], batch: PageBatch
 ) -> Exchange:
     start = int(numbers[run.first]) * PAGE_SIZE
     return Exchange(
         Span(start, start + (run.stop - run.first) * PAGE_SIZE),
-        mapping.prot,
+        batch.mapping.prot,
         run.slot,
         tuple((first - run.first, stop - run.first) for first, stop in run.own),
-        anonymous=mapping.anonymous,
-        not_forked="dc" in mapping.flags,
+        anonymous=batch.mapping.anonymous,
+        not_forked="dc" in batch.mapping.flags,
+        apart=batch.last,
     )
 
 

@@ -20,6 +20,7 @@ MAP_FIXED_NOREPLACE = 0x100000  # since 4.17
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 MADV_DONTNEED, MADV_MERGEABLE, MADV_UNMERGEABLE = 4, 12, 13
 MADV_DONTFORK, MADV_DOFORK = 10, 11
+MADV_NOHUGEPAGE = 15
 MADV_DONTDUMP, MADV_DODUMP = 16, 17
 MADV_WIPEONFORK, MADV_KEEPONFORK = 18, 19
 MADV_POPULATE_READ = 22  # since 5.14
@@ -27,6 +28,7 @@ PROT_GROWSDOWN = 0x01000000
 MS_INVALIDATE = 2
 MADV_MERGE = 26  # proposed in 2025; EINVAL on stock kernels
 PR_SET_DUMPABLE = 4
+PR_SET_NO_NEW_PRIVS = 38
 PR_SET_MEMORY_MERGE = 67  # since 6.4
 PR_SET_PTRACER = 0x59616D61
 
@@ -36,13 +38,13 @@ SYS = {
     "x86_64": {"close": 3, "mmap": 9, "mprotect": 10, "munmap": 11,
                "rt_sigprocmask": 14, "ioctl": 16, "mremap": 25, "madvise": 28,
                "getpid": 39, "sendto": 44, "recvfrom": 45, "recvmsg": 47,
-               "socketpair": 53, "process_vm_readv": 310, "userfaultfd": 323,
-               "pidfd_getfd": 438},
+               "socketpair": 53, "process_vm_readv": 310, "seccomp": 317,
+               "userfaultfd": 323, "pidfd_getfd": 438, "process_madvise": 440},
     "aarch64": {"close": 57, "mmap": 222, "mprotect": 226, "munmap": 215,
                 "rt_sigprocmask": 135, "ioctl": 29, "mremap": 216, "madvise": 233,
                 "getpid": 172, "sendto": 206, "recvfrom": 207, "recvmsg": 212,
-                "socketpair": 199, "process_vm_readv": 270, "userfaultfd": 282,
-                "pidfd_getfd": 438},
+                "socketpair": 199, "process_vm_readv": 270, "seccomp": 277,
+                "userfaultfd": 282, "pidfd_getfd": 438, "process_madvise": 440},
 }[os.uname().machine]  # fmt: skip
 
 _libc = ctypes.CDLL(None, use_errno=True)

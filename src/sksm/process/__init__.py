@@ -39,6 +39,9 @@ class Exchange:
     own: tuple[tuple[int, int], ...] = ()
     anonymous: bool = True  # dropping a page of it makes it read as zeros
     not_forked: bool = False  # a child does not get it (MADV_DONTFORK), and never will
+    apart: bool = (
+        False  # must not join its neighbours' mapping, so that that cannot grow
+    )
 
 
 class AddressSpace(Protocol):
@@ -49,6 +52,9 @@ class AddressSpace(Protocol):
     """
 
     pid: int
+    # Last pages of mappings may be merged. Where what is offered ends, a mapping ends,
+    # so that an object which ends there cannot be grown into the pool.
+    tails: bool
     pinned: bool  # what is offered is one object's memory, and stays mapped
     keeps: frozenset[str]  # flags of a mapping that an exchange gives its successor
 

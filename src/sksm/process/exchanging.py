@@ -194,10 +194,14 @@ class Exchanging:
         ]
         script = self._site.script(held, self._pool)
         for item in chosen:
-            script.add(item, self._site.spare(item.span) if item.own else 0)
+            script.add(item, self._spare(item))
         done = dict(zip(chosen, script.run(), strict=True)) if chosen else {}
         self._left_over += script.left_over
         return [done.get(item, CHANGED) for item in some]
+
+    def _spare(self, item: Exchange) -> int:
+        built_aside = item.own or item.apart
+        return self._site.spare(item.span) if built_aside else 0
 
 
 def _slices(exchanges: Sequence[Exchange]) -> Iterator[list[Exchange]]:

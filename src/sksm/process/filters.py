@@ -24,6 +24,7 @@ _ANONYMOUS = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED_NOREPLACE
 _ADVICES = (
     *(libc.MADV_DONTFORK, libc.MADV_DONTNEED, libc.MADV_POPULATE_READ),
     *(libc.MADV_MERGEABLE, libc.MADV_UNMERGEABLE, libc.MADV_MERGE),
+    libc.MADV_NOHUGEPAGE,
 )
 # What is done in a process, with those arguments that a filter may look at.
 _CALLS: tuple[tuple[str, tuple[int, ...]], ...] = (
@@ -42,10 +43,15 @@ _CALLS: tuple[tuple[str, tuple[int, ...]], ...] = (
 
 
 class Filters:
-    """The filters of a process's threads, those that were found harmless."""
+    """The filters of a process's threads, those that were found harmless.
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    Args:
+        pid: the process.
+        known: how many filters, the oldest, somebody knows to be harmless.
+    """
+
+    def __init__(self, pid: int, known: int = 0) -> None:
+        self._pid, self._known = pid, known
         self._status: dict[int, int] = {}  # thread -> its open status file
         self._harmless: set[tuple[int, int]] = set()  # thread, number of filters
 
@@ -58,7 +64,8 @@ class Filters:
         Raises:
             OSError: EOPNOTSUPP if it would not, or nobody knows.
         """
-        if (count := self._count(tid)) and (tid, count) not in self._harmless:
+        count = self._count(tid)
+        if count > self._known and (tid, count) not in self._harmless:
             self._examine(tid)
             self._harmless.add((tid, count))
 

@@ -34,7 +34,7 @@ class ThisProcess:
 
     def __init__(self, *, pinned: bool = False) -> None:
         self.pid = os.getpid()
-        self.pinned = pinned
+        self.pinned, self.tails = pinned, False
         self.keeps: frozenset[str] = frozenset()  # `forget` would lose them
         self._files = ProcFiles("self")
         self._uffd: int | None = None

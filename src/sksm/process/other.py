@@ -39,6 +39,11 @@ class OtherProcess:
 
     Everything happens in one thread of ours, since the kernel binds tracing to it.
 
+    Args:
+        pid: the process.
+        known_filters: see `Filters`.
+        tails: see `AddressSpace`.
+
     Raises:
         OSError: EACCES or EPERM without leave to trace it (ptrace(2)); ESRCH or
             ENOENT if there is no such process.
@@ -46,12 +51,14 @@ class OtherProcess:
 
     pinned = False
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
+    def __init__(
+        self, pid: int, known_filters: int = 0, *, tails: bool = False
+    ) -> None:
+        self.pid, self.tails = pid, tails
         self.keeps = frozenset({"dc"})
         self._allowance = Allowance(pid)
         self._files = ProcFiles(pid)
-        self._threads = Threads(pid)
+        self._threads = Threads(pid, known_filters)
         self._foothold: Foothold | None = None
         # By inode: the descriptor in the process, and our view of it.
         self._pools: dict[int, tuple[int, Comparison]] = {}

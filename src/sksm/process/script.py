@@ -118,6 +118,8 @@ class Script:
             self._calls.syscall("mprotect", at, item.span.size, item.prot)
         if item.not_forked:
             self._calls.syscall("madvise", at, item.span.size, libc.MADV_DONTFORK)
+        if item.apart:  # mappings whose flags differ are not joined
+            self._calls.syscall("madvise", at, item.span.size, libc.MADV_NOHUGEPAGE)
         self._move(at, item.span)
 
     def _build(self, at: int, size: int, *how: int) -> None:
@@ -191,9 +193,10 @@ class RemoteScript(Script):
     def _replace(self, item: Exchange, slot: int, at: int, compares: set[int]) -> None:
         """Map the pool over the range in one call, if all of it is the pool's.
 
-        Pages of its own have to be in a mapping before it takes its place.
+        Pages of its own have to be in a mapping before it takes its place, and so has
+        what keeps it apart.
         """
-        if item.own:
+        if item.own or item.apart:
             super()._replace(item, slot, at, compares)
             return
         start, size = item.span.start, item.span.size

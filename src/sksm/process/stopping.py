@@ -29,9 +29,9 @@ class Threads:
     as if we were not there. If we die, the kernel lets all of them run.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, known_filters: int = 0) -> None:
         self.pid = pid
-        self.filters = Filters(pid)
+        self.filters = Filters(pid, known_filters)
         self.stops: list[float] = []  # seconds, each stop of all threads
         self._mem: int | None = None
         self._child = _of_status(pid, "PPid") == os.getpid()

@@ -37,6 +37,10 @@ class Store(Protocol):
         """A descriptor of the pool's file, fit for private mappings."""
         ...
 
+    def alive(self) -> bool:
+        """Say whether what holds the store is there still, asking it nothing."""
+        ...
+
     def upkeep_bytes(self) -> int:
         """Say what the store takes for the first page that it will hold, and for none.
 

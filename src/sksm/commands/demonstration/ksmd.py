@@ -89,8 +89,8 @@ def _measure(path: Path, sample: int) -> tuple[float, float | None]:
         cpu = ksm.cpu_seconds()
         start = time.perf_counter()
         ksm.tune("run", "1")
-        enough = base + _ENOUGH * sample / PAGE_SIZE
-        _wait(lambda: _sharing() >= enough)
+        enough = 2 * _ENOUGH * sample / PAGE_SIZE
+        _wait(lambda: ksm.merged_pages(hands[0].pid) >= enough)
         seconds = time.perf_counter() - start
         used = ksm.cpu_seconds()
         if not ksm.is_wide_open():
