@@ -15,6 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Written last, so that a broken install is repeated.
 STAMP := $(VENV)/.installed
 PROGRAMS := $(VENV)/.programs
+PLOTS := $(VENV)/.plots
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
@@ -62,6 +63,10 @@ bench: $(STAMP) ## Measure speed beside its floor, in one run
 bench-programs: $(PROGRAMS) ## Merge real programs that run, and measure what it saves
 	$(BIN)/python -m bench.programs $(ARGS)
 
+.PHONY: experiment
+experiment: $(PLOTS) ## A thousand processes with patched code, merged again (proposal)
+	$(BIN)/python -m bench.experiment --plot experiment.png $(ARGS)
+
 .PHONY: venv
 venv: $(STAMP) ## Create the environment (the others do it when needed)
 	@:
@@ -90,13 +95,17 @@ $(PROGRAMS): $(STAMP)
 	@$(PIP) install --constraint constraints.txt --group programs
 	@touch $@
 
+$(PLOTS): $(STAMP)
+	@$(PIP) install --constraint constraints.txt --group plots
+	@touch $@
+
 .PHONY: constraints
 constraints: ## Pin the newest versions of everything in constraints.txt
 	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
 	"$(PYTHON)" -m venv "$$dir"; \
 	pip="$$dir/bin/python -m pip --disable-pip-version-check --quiet"; \
 	$$pip install --upgrade pip; \
-	$$pip install --group dev --group programs hatchling editables .; \
+	$$pip install --group dev --group programs --group plots hatchling editables .; \
 	$$pip install --no-deps --group demo; \
 	{ echo "# The versions that are tested. Written by: make constraints"; \
 	  $$pip freeze --all --exclude sksm --exclude setuptools; } > "$$dir/new"; \

@@ -10,6 +10,7 @@ ROWS = {
     "engines": "By engine, two other processes",
     "one_page": "One page a call",
     "one_page_1gib": "One page, beside 1 GiB",
+    "supervised": "MADV_MERGE under sksm run",
     "second_merge": "Merging what is merged",
     "peak_memory": "Peak memory while merging",
     "own_cost": "Own cost",

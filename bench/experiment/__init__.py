@@ -1,0 +1,1 @@
+"""The proposal's experiment: a thousand processes with patched code."""
