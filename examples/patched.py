@@ -15,22 +15,22 @@ for call in (libc.mprotect, libc.madvise):
     call.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
 
-def private_kib() -> int:
-    """Read how much memory is this process's alone."""
+def own_kib() -> int:
+    """Read how much memory this process has that is no file's, and no pool's."""
     with open("/proc/self/smaps_rollup") as lines:
-        return sum(int(line.split()[1]) for line in lines if "Private_" in line)
+        return sum(int(line.split()[1]) for line in lines if "Anonymous:" in line)
 
 
 with open("/proc/self/maps") as lines:
     line = next(line for line in lines if "libc.so" in line and " r-xp " in line)
 start, stop = (int(word, 16) for word in line.split()[0].split("-"))
-before = private_kib()
+before = own_kib()
 libc.mprotect(start, stop - start, READ | WRITE | EXEC)
 for page in range(start, stop, 4096):
     byte = ctypes.c_ubyte.from_address(page)
     byte.value = byte.value  # a patch that changes nothing copies the page all the same
 libc.mprotect(start, stop - start, READ | EXEC)
-patched = private_kib()
+patched = own_kib()
 merged = libc.madvise(start, stop - start, MADV_MERGE) == 0
-print(f"private memory: {before} KiB, patched {patched} KiB, ", end="")
-print(f"merged {private_kib()} KiB" if merged else "and the kernel has no MADV_MERGE")
+print(f"memory of its own: {before} KiB, patched {patched} KiB, ", end="")
+print(f"merged {own_kib()} KiB" if merged else "and the kernel has no MADV_MERGE")

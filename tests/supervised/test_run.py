@@ -1,6 +1,9 @@
 """`sksm run`: MADV_MERGE for programs that know nothing of sksm, in any language."""
 
+import contextlib
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -198,3 +201,49 @@ def test_many_starts_leave_nothing_behind(program, runtime, starts):
         assert run(program, "rounds", "1").returncode == 0
     assert not _others_of_ours(runtime)
     poll(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before)
+
+
+# -- examples, code, terminals
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_c_example_runs(tmp_path):
+    """As its first line says."""
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    example = str(tmp_path / "merge")
+    subprocess.run(["cc", "-Wall", "-o", example, EXAMPLES / "merge.c"], check=True)
+    done = run(example)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_patched_code_merges_and_goes_on_running():
+    """Code of libc, which is running: no more memory than before is the program's."""
+    done = run(sys.executable, EXAMPLES / "patched.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    before, patched, merged = map(int, re.findall(r"(\d+) KiB", done.stdout))
+    assert patched > before + 1000
+    assert merged < before + (patched - before) / 10
+
+
+def test_a_program_at_a_terminal_gets_its_keys():
+    """Ctrl-C is for it, and its exit status is ours."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(RUN[0], [*RUN, "sh", "-c", "trap 'echo caught; exit 9' INT; cat"])
+    said = b""
+
+    def reads(word):
+        nonlocal said
+        with contextlib.suppress(OSError):
+            said += os.read(terminal, 1000)
+        return word in said
+
+    os.write(terminal, b"hello\n")
+    poll(lambda: reads(b"hello\r\nhello"))
+    os.write(terminal, b"\x03")
+    poll(lambda: reads(b"caught"))
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 9
