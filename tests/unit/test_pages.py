@@ -64,7 +64,7 @@ def test_special_mappings_are_named(path):
 
 def surveyed(monkeypatch, mapped, runs, part=None):
     monkeypatch.setattr(pagemap, "walk", lambda *_: iter(runs))
-    space = types.SimpleNamespace(pagemap=lambda: -1)
+    space = types.SimpleNamespace(pagemap=lambda: -1, tails=False)
     return pages.survey(space, mapped, [part or mapped.span], STATUS)
 
 
@@ -251,7 +251,7 @@ def test_only_pages_within_the_parts_count(monkeypatch):
         yield walked, Category.PRESENT
 
     monkeypatch.setattr(pagemap, "walk", walk)
-    space = types.SimpleNamespace(pagemap=lambda: -1)
+    space = types.SimpleNamespace(pagemap=lambda: -1, tails=False)
     parts = [span(0, 2), span(3, 4), span(2000, 2003), span(2010, 2020)]
     report, found = pages.survey(space, mapping(2020), parts, STATUS)
     assert walks == [span(0, 4), span(2000, 2019)]
