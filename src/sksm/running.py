@@ -152,6 +152,7 @@ def _in_use(listener: int) -> bool:
 def _stay_behind(listener: int, known: int) -> NoReturn:
     """Answer those who outlive the program, out of everybody's way."""
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
