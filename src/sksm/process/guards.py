@@ -95,12 +95,15 @@ def objection_to(pid: int, *, in_place: bool = False) -> str | None:
         OSError: EACCES, EPERM without leave to inspect the process; ENOENT, ESRCH
             when it is gone.
     """
-    reason = _objection_by_status(pid) or _objection_to_program(pid)
-    if reason or in_place:
+    if reason := _objection_by_status(pid):
         return reason
+    mapped = _mapped(pid)  # PermissionError here, before anything is a reason
+    if in_place:
+        return _objection_to_program(pid)
     return (
         objection(pid)
-        or held_by(_mapped(pid), _HOLDING_MAPPINGS)
+        or held_by(mapped, _HOLDING_MAPPINGS)
+        or _objection_to_program(pid)
         or held_by(_opened(pid))
     )
 
