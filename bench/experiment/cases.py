@@ -24,8 +24,11 @@ KSMD, KSM = "ksmd_wide_open", "ksm"
 CASES = (PLAIN, PATCHED, MERGED, KSMD, KSM)
 _SOURCE = Path(__file__).with_name("patch.c")
 _RUN = [sys.executable, "-m", "sksm.commands.main", "run"]
-# So many in the background, and one line when all are started.
-_MANY = "i=0; while [ $i -lt $COUNT ]; do sleep 5000 & i=$((i+1)); done; wait"
+# So many in the background. The shell and sksm are not preloaded: only `sleep` is.
+_MANY = (
+    "i=0; while [ $i -lt $COUNT ]; "
+    'do LD_PRELOAD="$LIBRARY" sleep 5000 & i=$((i+1)); done; wait'
+)
 _HONEST = ("AnonPages", "Shmem", "PageTables", "SUnreclaim")
 _LOOK_SECONDS = 0.5
 _KSMD_SECONDS = 60.0  # that ksmd gets, at most
@@ -104,16 +107,13 @@ def _started(name: str, library: Path, count: int) -> Iterator[Callable[[], bool
     with contextlib.suppress(FileExistsError):
         os.mkfifo(fifo)
     told = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
-    fields = {**os.environ, "COUNT": str(count), "LD_PRELOAD": str(library)}
+    fields = {**os.environ, "COUNT": str(count), "LIBRARY": str(library)}
     fields["TOLD"] = str(fifo)
     if name != PLAIN:
         fields["PATCH"] = "merge" if name == MERGED else "patch"
-    # The shell and sksm have nothing to tell: only `sleep` is preloaded.
-    script = _MANY.replace("sleep", 'LD_PRELOAD="$LIBRARY" sleep')
-    fields["LIBRARY"] = fields.pop("LD_PRELOAD")
     before = {MERGED: [*_RUN, "--"], KSMD: [*_RUN, "--ksm", "--"]}
     before[KSM] = before[KSMD]
-    command = [*before.get(name, []), "sh", "-c", script]
+    command = [*before.get(name, []), "sh", "-c", _MANY]
     process = subprocess.Popen(
         command, env=fields, start_new_session=True, stderr=subprocess.DEVNULL
     )

@@ -1,5 +1,6 @@
-/* Preloaded: rewrites every executable page of libc, as a tool that patches code does,
- * and, if MERGE is set, offers them with MADV_MERGE. Says when it is done. */
+/* Preloaded: with PATCH it rewrites every executable page of libc, as a tool that
+ * patches code does; with PATCH=merge it offers them with MADV_MERGE. It writes a
+ * letter to the file TOLD when it is done. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>

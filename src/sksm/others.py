@@ -19,7 +19,7 @@ from sksm.engines.pool import PoolEngine
 from sksm.errors import ProcessGone, SksmError
 from sksm.estimate import Estimate
 from sksm.linux import ksm, libc
-from sksm.outcomes import Outcome, failures_of, pss
+from sksm.outcomes import Outcome, failures_of
 from sksm.pages import KEPT_IN_PLACE, why_not
 from sksm.pipeline import merge_all
 from sksm.process import (
@@ -192,8 +192,8 @@ class _Crew:
 
     def _share(self, estimate: Estimate) -> None:
         for pid in self._spaces:
-            self._outcomes[pid].pss_before = pss(pid)
-        engine = None if self._store else self._engine_in_place(estimate)
+            self._outcomes[pid].pss_before = status.pss(pid)
+        in_place = None if self._store else self._engine_in_place(estimate)
         for pid, space in self._spaces.items():
             outcome = self._outcomes[pid]
             spans: list[Span] = []
@@ -201,19 +201,21 @@ class _Crew:
                 spans = self._cold(pid, estimate.twins(pid))
             pages = sum(span.pages for span in spans)
             tell = self._step(f"merging {pid}", pages)
-            if self._store:
-                engine = PoolEngine(self._store, estimate.holdings[pid].names)
-            assert engine
+            engine = in_place or self._pool_engine(estimate, pid)
             with failures_of(outcome):
                 outcome.report = merge_all(space, spans, engine=engine)
             for each in self._spaces.values():
                 each.settle()
             tell(pages)
             outcome.report.refuse(HOT, outcome.hot_bytes // PAGE_SIZE)
-        if engine:
-            self._finish(engine)
+        if in_place:
+            self._finish(in_place)
         for pid in self._spaces:
-            self._outcomes[pid].pss_after = pss(pid)
+            self._outcomes[pid].pss_after = status.pss(pid)
+
+    def _pool_engine(self, estimate: Estimate, pid: int) -> Engine:
+        assert self._store is not None
+        return PoolEngine(self._store, estimate.holdings[pid].names)
 
     def _engine_in_place(self, estimate: Estimate) -> Engine:
         name = next(iter(self._outcomes.values())).engine

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from sksm.errors import SksmError
 from sksm.estimate import Worth
-from sksm.process import permission, status
+from sksm.process import permission
 from sksm.report import MergeReport
 
 
@@ -52,13 +52,3 @@ def failures_of(outcome: Outcome) -> Iterator[None]:
             outcome.refusal = error.strerror or ""
         else:
             outcome.error = permission.explain(outcome.pid, error)
-
-
-def pss(pid: int) -> int:
-    """Read the memory a process accounts for, its share of shared pages included.
-
-    `Pss` of /proc/PID/smaps_rollup, in bytes; 0 if it ended.
-    """
-    with contextlib.suppress(OSError):
-        return status.sizes(f"/proc/{pid}/smaps_rollup").get("Pss", 0)
-    return 0

@@ -105,7 +105,8 @@ class Supervisor:
             return 0
         span = Span(address, address + size)
         store = self._store(domain.of(pid))
-        with self._space(pid) as space, store.lease():
+        space = OtherProcess(pid, self._filters, tails=True)
+        with space, store.lease():
             try:
                 report = merge(space, span, engine=PoolEngine(store))
             except OSError as error:
@@ -132,9 +133,6 @@ class Supervisor:
                 return advised or result
             advised += piece.iov_len
         return advised
-
-    def _space(self, pid: int) -> OtherProcess:
-        return OtherProcess(pid, self._filters, tails=True)
 
     def _store(self, whose: Domain) -> Store:
         if whose not in self._stores or not self._stores[whose].alive():

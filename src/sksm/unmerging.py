@@ -12,7 +12,7 @@ from sksm.engines import frames
 from sksm.errors import SksmError
 from sksm.linux import ksm, libc, maps
 from sksm.linux.maps import Mapping
-from sksm.outcomes import Outcome, failures_of, pss
+from sksm.outcomes import Outcome, failures_of
 from sksm.pages import BATCH_PAGES, is_pool
 from sksm.process import DONE, EXCHANGE_PAGES, guards, permission, status
 from sksm.process.other import EVERYTHING, OtherProcess
@@ -53,10 +53,10 @@ def unmerge(pids: Sequence[int], step: Step) -> list[Outcome]:
             tell = step(
                 f"un-merging {outcome.pid}", sum(m.span.pages for m in mappings)
             )
-            outcome.pss_before = pss(outcome.pid)
+            outcome.pss_before = status.pss(outcome.pid)
             with failures_of(outcome):
                 _privatise(outcome, mappings, tell)
-            outcome.pss_after = pss(outcome.pid)
+            outcome.pss_after = status.pss(outcome.pid)
     return outcomes
 
 

@@ -11,7 +11,7 @@ from sksm.errors import NotPermitted, ProcessGone, Unsupported
 from sksm.linux import ksm
 from sksm.linux.features import Feature
 from sksm.pages import is_pool
-from sksm.process import guards, permission, runtimes
+from sksm.process import guards, permission, runtimes, status
 from sksm.report import OUTCOMES
 from sksm.spans import PAGE_SIZE
 from tests.commands.test_estimate import ended_pid
@@ -363,7 +363,7 @@ def test_ctrl_c_ends_a_merge_quietly(sksm_here, alike, content, monkeypatch):
     def interrupt(_):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(others, "pss", interrupt)
+    monkeypatch.setattr(status, "pss", interrupt)
     result = sksm_here("merge", *NOW, *pids_of(*alike))
     assert (result.exit_code, result.stdout) == (130, "")
     assert [piece.read() for piece in alike] == [content] * 2

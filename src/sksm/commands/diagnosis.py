@@ -15,7 +15,7 @@ from sksm.estimate import Figures
 from sksm.linux import ksm, maps
 from sksm.linux.pagemap import Category, walk
 from sksm.process import permission, status
-from sksm.process.other import EVERYTHING, OtherProcess
+from sksm.process.other import OtherProcess
 from sksm.report import Step
 
 UNIQUE = "different bytes"
@@ -90,8 +90,9 @@ def diagnose(pids: Sequence[int], step: Step) -> list[Diagnosis]:
         try:
             diagnosis.engine, diagnosis.refusal = choice.choose(one.pid)
             diagnosis.ksm = _ksm(one.pid)
-            diagnosis.seccomp = _seccomp(one.pid)
-            shared = _shared_sizes(one.pid)
+            with OtherProcess(one.pid) as space:
+                diagnosis.seccomp = _seccomp(space)
+                shared = _shared_sizes(space)
             parts = _parts(one.figures, one.misaligned_bytes, shared)
             diagnosis.parts = sorted(parts, key=lambda part: -part.size_bytes)
         except OSError as error:
@@ -118,15 +119,14 @@ def _parts(
             yield Part(what, nbytes, *_MEANING.get(what, ("", "")))
 
 
-def _shared_sizes(pid: int) -> dict[str, int]:
+def _shared_sizes(space: OtherProcess) -> dict[str, int]:
     """Measure what is in memory of shared mappings, by kind."""
     sizes: dict[str, int] = {}
-    with OtherProcess(pid) as space:
-        for mapping in space.mappings(EVERYTHING):
-            if mapping.shared and "ht" not in mapping.flags:
-                runs = walk(space.pagemap(), mapping.span, Category.PRESENT)
-                kind = _kind(mapping)
-                sizes[kind] = sizes.get(kind, 0) + sum(run.size for run, _ in runs)
+    for mapping in space.mappings():
+        if mapping.shared and "ht" not in mapping.flags:
+            runs = walk(space.pagemap(), mapping.span, Category.PRESENT)
+            kind = _kind(mapping)
+            sizes[kind] = sizes.get(kind, 0) + sum(run.size for run, _ in runs)
     return sizes
 
 
@@ -138,17 +138,16 @@ def _kind(mapping: maps.Mapping) -> str:
     return SHARED
 
 
-def _seccomp(pid: int) -> str:
+def _seccomp(space: OtherProcess) -> str:
     """Say whether a filter would let it do what a merge has it do."""
-    if status.read(pid).get("Seccomp", "0") == "0":
+    if status.read(space.pid).get("Seccomp", "0") == "0":
         return "no filter"
-    with OtherProcess(pid) as space:
-        try:
-            space.require_harmless()
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EBUSY):
-                raise
-            return error.strerror or str(error)
+    try:
+        space.require_harmless()
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EBUSY):
+            raise
+        return error.strerror or str(error)
     return "its filter allows what a merge does"
 
 

@@ -127,13 +127,12 @@ def survey(daemon: int | None, pool: os.stat_result | None) -> Survey:
 def _ksm_sharer(pid: int) -> list[KsmSharer]:
     try:
         found = ksm.stat(pid)
-        merged = ksm.merged_pages(pid) * PAGE_SIZE
     except FileNotFoundError:  # it ended, or the kernel has no KSM
         return []
-    if not merged:
+    if not (merged := ksm.merged_in(found) * PAGE_SIZE):
         return []
     profit = found.get("ksm_process_profit", merged)
-    return [KsmSharer(pid, status.name(pid), merged, profit, _pss(pid))]
+    return [KsmSharer(pid, status.name(pid), merged, profit, status.pss(pid))]
 
 
 def _ksm_saved(sharers: list[KsmSharer]) -> int:
@@ -144,12 +143,6 @@ def _ksm_saved(sharers: list[KsmSharer]) -> int:
     """
     whole = ksm.figures().get("general_profit", 0)
     return min(whole, sum(sharer.profit_bytes for sharer in sharers))
-
-
-def _pss(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        return status.sizes(f"/proc/{pid}/smaps_rollup").get("Pss", 0)
-    return 0
 
 
 def _collect(found: dict[PoolKey, dict[int, list[Mapping]]], pid: int) -> None:
@@ -185,7 +178,7 @@ def _sharer(pid: int, mappings: list[Mapping]) -> Sharer:
     name = "?"
     with contextlib.suppress(psutil.Error):
         name = psutil.Process(pid).name()
-    sharer = Sharer(pid, name, mappings=len(mappings), pss_bytes=_pss(pid))
+    sharer = Sharer(pid, name, mappings=len(mappings), pss_bytes=status.pss(pid))
     sharer.page_table_bytes = _tables(pid)
     table = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:

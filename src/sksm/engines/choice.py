@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
+
+import psutil
 
 from sksm.linux import ksm
 from sksm.linux.features import Feature, missing
@@ -59,10 +60,8 @@ def obstacle(engine: str) -> str | None:
 def _stranger(pid: int) -> str:
     """Find a process of another user whose pages KSM could share with this one's."""
     whose = domain.of(pid)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it ended
-                other = int(entry.name)
-                if ksm.merged_pages(other) and domain.of(other) != whose:
-                    return CROSSES.format(other)
+    for other in psutil.pids():
+        with contextlib.suppress(OSError):  # it ended
+            if ksm.merged_pages(other) and domain.of(other) != whose:
+                return CROSSES.format(other)
     return ""

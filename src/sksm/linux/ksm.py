@@ -154,7 +154,11 @@ def merged_pages(pid: int) -> int:
     Raises:
         OSError: ENOENT, ESRCH if there is no such process, or no KSM.
     """
-    found = stat(pid)
+    return merged_in(stat(pid))
+
+
+def merged_in(found: dict[str, int]) -> int:
+    """Count the same from what `stat` gave."""
     return found.get("ksm_merging_pages", 0) + found.get("ksm_zero_pages", 0)
 
 

@@ -11,10 +11,10 @@ import errno
 import os
 import signal
 from collections.abc import Callable
-from ctypes import c_long, c_uint8, c_uint16, c_uint32
+from ctypes import c_long, c_uint32
 from pathlib import Path
 
-from sksm.linux import libc
+from sksm.linux import libc, notify, seccomp
 from sksm.linux.trials import page
 from sksm.spans import Span
 
@@ -23,12 +23,8 @@ _NR = {
     "aarch64": {"ptrace": 117, "seccomp": 277, "pidfd_getfd": 438},
 }[os.uname().machine]
 _PTRACE_SEIZE = 0x4206  # linux/ptrace.h
-_PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 _PR_SET_PTRACER_ANY = 2**64 - 1
-_SECCOMP_SET_MODE_FILTER, _SECCOMP_GET_ACTION_AVAIL = 1, 2  # linux/seccomp.h
-_SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
-_SECCOMP_RET_USER_NOTIF, _SECCOMP_RET_ALLOW = 0x7FC0_0000, 0x7FFF_0000
-_BPF_RET_K = 0x06  # linux/bpf_common.h
+_SECCOMP_GET_ACTION_AVAIL = 2  # linux/seccomp.h
 
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 _SCOPES = {
@@ -37,18 +33,6 @@ _SCOPES = {
     "2": "with CAP_SYS_PTRACE (Yama 2)",
     "3": "nobody (Yama 3)",
 }
-
-
-class sock_filter(ctypes.Structure):
-    """One instruction of classic BPF (linux/filter.h)."""
-
-    _fields_ = (("code", c_uint16), ("jt", c_uint8), ("jf", c_uint8), ("k", c_uint32))
-
-
-class sock_fprog(ctypes.Structure):
-    """A program of them."""
-
-    _fields_ = (("len", c_uint16), ("filter", ctypes.POINTER(sock_filter)))
 
 
 def read_another_process() -> str:
@@ -112,13 +96,10 @@ def listen_to_system_calls() -> str:
 
 
 def _install_filter() -> None:
-    action = c_uint32(_SECCOMP_RET_USER_NOTIF)
+    action = c_uint32(seccomp.Action.USER_NOTIF)
     _syscall("seccomp", _SECCOMP_GET_ACTION_AVAIL, 0, ctypes.addressof(action))
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    allow = sock_filter(_BPF_RET_K, 0, 0, _SECCOMP_RET_ALLOW)
-    program = sock_fprog(1, ctypes.pointer(allow))
-    flags = _SECCOMP_FILTER_FLAG_NEW_LISTENER
-    _syscall("seccomp", _SECCOMP_SET_MODE_FILTER, flags, ctypes.addressof(program))
+    libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    notify.listen()
 
 
 def _scope() -> str:

@@ -75,3 +75,13 @@ def private_pages(pid: int) -> int:
     """
     kib = read(pid).get("RssAnon", "0 kB").split()[0]
     return int(kib) * 1024 // PAGE_SIZE
+
+
+def pss(pid: int) -> int:
+    """Read the memory a process accounts for, its share of shared pages included.
+
+    `Pss` of /proc/PID/smaps_rollup, in bytes; 0 if it ended.
+    """
+    with contextlib.suppress(OSError):
+        return sizes(f"/proc/{pid}/smaps_rollup").get("Pss", 0)
+    return 0
