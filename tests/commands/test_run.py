@@ -4,44 +4,53 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
 
-from sksm.linux import ksm, libc
+from sksm import running
+from sksm.linux import ksm, libc, notify
+from sksm.process import permission
 from tests.commands.conftest import PROGRAM
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(not ksm.FOLDER.exists(), reason="the kernel has no KSM"),
-]
+with_ksm = pytest.mark.skipif(not ksm.FOLDER.exists(), reason="no KSM")
 
 
-def running(*command, **popen):
+def by_ksm(test):
+    """Mark a test that has the kernel merge all memory."""
+    return pytest.mark.root(with_ksm(test))
+
+
+def ksm_run(*command, **popen):
     return subprocess.run(
         [*PROGRAM, "run", *command], capture_output=True, text=True, timeout=60, **popen
     )
 
 
+@by_ksm
 def test_all_memory_of_what_is_started_may_merge():
     """Also of what that starts."""
     script = "cat /proc/self/ksm_stat; exit 7"
-    done = running("--ksm", "--", "sh", "-c", script)
+    done = ksm_run("--ksm", "--", "sh", "-c", script)
     assert done.returncode == 7
     assert "ksm_merge_any: yes" in done.stdout
 
 
+@by_ksm
 def test_options_of_the_program_are_its_own():
     """From the first word on that is none of ours."""
-    done = running("--ksm", "echo", "--ksm", "-n", "--help")
+    done = ksm_run("--ksm", "echo", "--ksm", "-n", "--help")
     assert done.stdout == "--ksm -n --help\n"
 
 
+@by_ksm
 def test_a_signal_ends_it_as_it_would_end_the_program():
     """There is no process of ours between."""
-    done = running("--ksm", "sh", "-c", "kill -TERM $$")
+    done = ksm_run("--ksm", "sh", "-c", "kill -TERM $$")
     assert done.returncode == -signal.SIGTERM
 
 
+@by_ksm
 @pytest.mark.parametrize(
     ("program", "code", "reason"),
     [
@@ -52,7 +61,7 @@ def test_a_signal_ends_it_as_it_would_end_the_program():
 )
 def test_what_cannot_be_started_is_told_as_shells_do(program, code, reason):
     """With the reason."""
-    done = running("--ksm", program)
+    done = ksm_run("--ksm", program)
     assert done.returncode == code
     assert f"sksm: {program}: {reason}" in done.stderr
 
@@ -63,10 +72,11 @@ def test_a_program_has_to_be_named(sksm_here):
     assert sksm_here("run", "--ksm").exit_code == 2
 
 
+@by_ksm
 def test_ksmd_that_is_off_is_told_of():
     """With both ways on: this process's number, and the switch."""
     off = ksm.figures()["run"] == 0
-    done = running("--ksm", "sh", "-c", "echo $$")
+    done = ksm_run("--ksm", "sh", "-c", "echo $$")
     assert (f"--engine ksm {done.stdout.strip()}" in done.stderr) == off
 
 
@@ -85,6 +95,65 @@ def test_a_kernel_that_refuses_is_an_error(
     monkeypatch.setattr(libc, "prctl", refuse)
     monkeypatch.setattr(os, "execvp", lambda *_: pytest.fail("started"))
     result = sksm_here("run", "--ksm", "true")
+    assert result.exit_code == exit_code
+    assert words in result.stderr
+
+
+@pytest.fixture
+def no_program(monkeypatch):
+    """Give the patch; stop where the program would start, with no filter put on."""
+    monkeypatch.setattr(running, "answered", lambda: False)
+    monkeypatch.setattr(running, "let_merge", lambda: None)
+    monkeypatch.setattr(running, "execute", lambda _: sys.exit(0))
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("scope", "words"),
+    [
+        ("0", ""),
+        ("1", "what CMD starts cannot merge, CMD itself can: kernel.yama.ptrace_scope"),
+        ("3", "until the next boot"),
+    ],
+)
+def test_what_yama_forbids_is_told(sksm_here, no_program, tmp_path, scope, words):
+    """Only it: what there is no limit to is not talked of."""
+    (tmp_path / "scope").write_text(scope)
+    no_program.setattr(permission, "YAMA", tmp_path / "scope")
+    no_program.setattr(permission, "CAP_SYS_PTRACE", 63)  # which nobody has
+    told = sksm_here("run", "true").stderr
+    assert (words in told) if words else not told
+
+
+def test_code_that_cannot_merge_is_told(sksm_here, no_program):
+    """With what would change it."""
+    no_program.setattr(running, "missing", lambda feature: f"{feature.value}: no")
+    told = sksm_here("run", "true").stderr
+    assert told == "sksm: executable memory cannot merge: memfd, executable: no\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "words"),
+    [
+        (errno.EBUSY, 3, "the kernel allows one"),
+        (errno.EACCES, 4, "Permission denied"),
+        (errno.EINVAL, 3, "Linux 5.0"),
+    ],
+)
+@pytest.mark.usefixtures("runtime")
+def test_a_kernel_that_lets_nobody_listen_is_an_error(
+    sksm_here, monkeypatch, code, exit_code, words
+):
+    """And nothing is started."""
+
+    def refuse():
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(libc, "prctl", lambda *_: 0)
+    monkeypatch.setattr(running, "answered", lambda: False)
+    monkeypatch.setattr(notify, "listen", refuse)
+    monkeypatch.setattr(os, "execvp", lambda *_: pytest.fail("started"))
+    result = sksm_here("run", "true")
     assert result.exit_code == exit_code
     assert words in result.stderr
 

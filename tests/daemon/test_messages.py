@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -50,6 +51,7 @@ MALFORMED = {
     ),
     "a page number out of this world": protocol.Offer(runs((2**62, 1))),
     "one page too many": protocol.Offer(runs((1000, protocol.MOST_PAGES), (9000, 1))),
+    "no listener": protocol.Supervise(),
     "another version": protocol.Hello(protocol.VERSION + 1),
     "no version": msgspec.msgpack.encode({"type": "Hello", "version": "one"}),
 }
@@ -86,7 +88,8 @@ def test_a_malformed_message_ends_that_connection_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    "request_", [protocol.Lookup(b""), protocol.Offer(b""), protocol.Ask()]
+    "request_",
+    [protocol.Lookup(b""), protocol.Offer(b""), protocol.Ask(), protocol.Supervise()],
 )
 def test_a_request_before_hello_is_refused(runtime, daemon, request_):
     """Nobody is answered who has not told his version."""
@@ -133,6 +136,20 @@ def test_descriptors_sent_to_the_daemon_are_not_taken(daemon):
         )
         assert isinstance(daemon.watcher.hear(), protocol.Status)
     assert daemon.fds() == open_before
+
+
+def test_what_is_no_listener_is_not_listened_to(runtime, daemon):
+    """Any descriptor may come with the request."""
+    serves(runtime)
+    open_before = daemon.quiet_fds()
+    with Raw(runtime) as one, open(os.devnull) as null:
+        one.greet()
+        protocol.send(one.socket, protocol.Supervise(), [null.fileno()])
+        assert "no listener" in one.hear().message
+        assert one.hear() is None
+    assert serves(runtime)
+    assert daemon.quiet_fds() == open_before
+    assert psutil.Process(daemon.pid).children() == []
 
 
 def test_a_client_that_never_reads_its_answers_is_dropped(runtime, daemon):
@@ -218,7 +235,7 @@ def test_pages_that_are_not_there_are_refused_with_the_reason(runtime, daemon):
 fields = st.one_of(
     st.none(), st.integers(-(2**63), 2**63), st.binary(max_size=64), st.text(max_size=9)
 )
-tags = st.sampled_from(["Hello", "Lookup", "Offer", "Ask", "Status", "x"])
+tags = st.sampled_from(["Hello", "Lookup", "Offer", "Ask", "Supervise", "Status", "x"])
 names = st.sampled_from(["version", "prints", "runs", "reclaim", "type"])
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +13,7 @@ from sksm.engines.pool import PoolEngine
 from sksm.errors import NotPermitted
 from sksm.linux import libc
 from sksm.pipeline import merge
+from sksm.process import permission
 from sksm.process.local import ThisProcess
 from sksm.store import local
 from sksm.store.local import LocalStore
@@ -49,10 +49,10 @@ def test_the_daemon_is_named_as_tracer_where_yama_asks_for_it(
 ):
     """Scope 1 lets those read whom a process names; others it does not help."""
     calls = []
-    monkeypatch.setattr(client, "_YAMA", tmp_path / "ptrace_scope")
+    monkeypatch.setattr(permission, "YAMA", tmp_path / "ptrace_scope")
     monkeypatch.setattr(client.libc, "prctl", lambda *args: calls.append(args))
     if scope:
-        Path(client._YAMA).write_text(scope)
+        permission.YAMA.write_text(scope)
 
     RemoteStore(start=False).close()
 
@@ -67,7 +67,7 @@ def test_a_kernel_without_yama_is_no_obstacle(daemon, monkeypatch, tmp_path):
         raise OSError(errno.EINVAL, "Invalid argument")
 
     (tmp_path / "ptrace_scope").write_text("1\n")
-    monkeypatch.setattr(client, "_YAMA", tmp_path / "ptrace_scope")
+    monkeypatch.setattr(permission, "YAMA", tmp_path / "ptrace_scope")
     monkeypatch.setattr(client.libc, "prctl", unknown)
     some = Memory(4)
     some.rows[:] = content(1, 4)

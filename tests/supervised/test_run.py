@@ -15,7 +15,7 @@ import pytest
 
 from sksm.linux.features import Feature, missing
 from tests.commands.conftest import PROGRAM
-from tests.conftest import daemon_pid, poll
+from tests.conftest import daemon_pid, end_daemon, poll
 
 pytestmark = [
     pytest.mark.needs(
@@ -95,10 +95,10 @@ def test_python_has_it_by_ctypes():
 
 @pytest.mark.parametrize(
     ("script", "code"),
-    [("exit 7", 7), ("kill -TERM $$", 128 + 15), ("kill -KILL $$", 128 + 9)],
+    [("exit 7", 7), ("kill -TERM $$", -signal.SIGTERM), ("kill -KILL $$", -9)],
 )
 def test_the_exit_status_is_the_programs(script, code):
-    """As shells tell it."""
+    """And how it ended: nobody stands between it and who started it."""
     assert run("sh", "-c", script).returncode == code
 
 
@@ -124,12 +124,16 @@ def started(program):
 
     yield start
     for one in held:
-        for child in psutil.Process(one.pid).children() if one.poll() is None else []:
-            child.kill()
         one.kill()
         one.wait()
         one.stdin.close()
         one.stdout.close()
+
+
+def supervisors(runtime):
+    """List the processes that answer, for this runtime directory."""
+    daemon = daemon_pid(runtime)
+    return psutil.Process(daemon).children() if daemon else []
 
 
 def ask(process):
@@ -138,35 +142,50 @@ def ask(process):
     return process.stdout.readline().strip()
 
 
-def test_signals_reach_the_program(started):
-    """Those that somebody sends to the command."""
-    script = "trap 'echo usr1' USR1; trap 'echo term; exit 3' TERM; echo ready; "
+def test_the_program_is_the_process_that_was_started(started):
+    """Signals reach it, and its parent is who started it."""
+    script = "trap 'echo term; exit 3' TERM; echo $$ $PPID; "
     one = started("sh", "-c", script + "while :; do sleep 0.05; done")
-    assert one.stdout.readline() == "ready\n"
-    one.send_signal(signal.SIGUSR1)
-    assert one.stdout.readline() == "usr1\n"
+    assert one.stdout.readline() == f"{one.pid} {os.getpid()}\n"
     one.terminate()
     assert one.stdout.readline() == "term\n"
     assert one.wait(20) == 3
 
 
-def test_without_its_supervisor_a_program_goes_on(started, program):
-    """The call then says ENOSYS, and nothing else changes."""
+@pytest.mark.parametrize("name", ["SIGPIPE", "SIGXFSZ"])
+def test_no_signal_is_ignored_for_our_sake(name):
+    """Python ignores some, and what it starts would, too: `yes | head` for ever."""
+    done = run("grep", "SigIgn", "/proc/self/status")
+    assert not int(done.stdout.split()[1], 16) >> (signal.Signals[name] - 1) & 1
+
+
+def test_without_its_supervisor_a_program_goes_on(started, program, runtime):
+    """The call then says ENOSYS, and nothing else changes; not for others either."""
+    one, two = started(program, "wait"), started(program, "wait")
+    assert ask(one) == ask(two) == "0"
+    first, second = supervisors(runtime)
+    first.kill()
+    answers = {ask(one), ask(two)}
+    assert answers == {"0", "38"}  # ENOSYS
+    assert supervisors(runtime) == [second]
+    for each in (one, two):
+        each.stdin.close()
+        assert each.wait(20) == 0
+    poll(lambda: not supervisors(runtime))
+
+
+def test_without_the_daemon_calls_are_answered_by_the_next(started, program, runtime):
+    """Supervisors do not end with it."""
     one = started(program, "wait")
     assert ask(one) == "0"
-    child = psutil.Process(one.pid).children()[0]
-    one.kill()
-    one.wait()
-    assert ask(one) == "38"  # ENOSYS
-    assert child.status() != psutil.STATUS_ZOMBIE
-    one.stdin.close()
-    poll(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    end_daemon(runtime)
+    assert ask(one) == "0"
 
 
 def test_what_outlives_the_program_is_answered_and_then_nobody_is_left(
     program, tmp_path, runtime
 ):
-    """A process of its own does that, and ends with the last of them."""
+    """Who answers ends with the last of them."""
     late = tmp_path / "late"
     script = f"(sleep 1; {program} rounds 1; echo $? >{late}) >/dev/null 2>&1 & exit 4"
     done = run("sh", "-c", script)
@@ -174,18 +193,7 @@ def test_what_outlives_the_program_is_answered_and_then_nobody_is_left(
     assert not late.exists()
     poll(late.exists)
     poll(lambda: late.read_text() == "0\n")
-    poll(lambda: not _others_of_ours(runtime))
-
-
-def _others_of_ours(runtime):
-    """List processes that run sksm for this runtime directory, but its daemon."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        fields = process.info
-        ours = (fields["environ"] or {}).get("SKSM_RUNTIME_DIR") == str(runtime)
-        if ours and "sksm.commands.main" in " ".join(fields["cmdline"] or ()):
-            found.append(process.pid)
-    return found
+    poll(lambda: not supervisors(runtime))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +207,7 @@ def test_many_starts_leave_nothing_behind(program, runtime, starts):
     before = len(os.listdir(f"/proc/{pid}/fd"))
     for _ in range(starts):
         assert run(program, "rounds", "1").returncode == 0
-    assert not _others_of_ours(runtime)
+    poll(lambda: not supervisors(runtime))
     poll(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before)
 
 

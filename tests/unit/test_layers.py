@@ -14,7 +14,7 @@ LAYERS = """
     engines
     pipeline twins holding estimate gain hotness misaligned
     daemon
-    session ownership buffers api outcomes others unmerging supervisor running
+    session ownership buffers api outcomes others unmerging running
     commands reporters
 """
 RANK = {name: i for i, row in enumerate(LAYERS.split("\n")) for name in row.split()}

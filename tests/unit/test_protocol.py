@@ -14,12 +14,14 @@ REQUESTS = [
     protocol.Lookup(b"12345678"),
     protocol.Offer(b"\0" * 16),
     protocol.Ask(reclaim=True),
+    protocol.Supervise(),
 ]
 REPLIES = [
     protocol.Welcome(1, 42, 2**64 - 1, 7),
     protocol.Slots(b"12345678", 9),
     protocol.Offered(b"12345678", b"\1", "why", 9),
     protocol.Status(1, 2, 3, 4, 5, 6, 7, "why", 8.5),
+    protocol.Supervised(42),
     protocol.Failure("why"),
 ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 
 import click
 
@@ -32,17 +31,19 @@ def command(cmd: tuple[str, ...], by_ksm: bool) -> None:
 
     It works for CMD and for everything that it starts, in any language; nothing else
     that they do is touched. Set-user-id programs among them get no privileges
-    (no_new_privs). The exit status is CMD's; 128 and the signal's number if one ended
-    it; 126 if it cannot be executed, 127 if there is no such program.
+    (no_new_privs). CMD takes the place of this command; the exit status is 126 if it
+    cannot be executed, 127 if there is no such program.
     """
     from sksm import running  # noqa: PLC0415
 
     if by_ksm:
         _set_memory_merge()
         running.execute(cmd)
-    if running.answered():
-        running.execute(cmd)
-    sys.exit(running.run(cmd))
+    if not running.answered():
+        running.let_merge()
+        for limit in running.limits():
+            click.echo(f"sksm: {limit}", err=True)
+    running.execute(cmd)
 
 
 def _set_memory_merge() -> None:

@@ -8,8 +8,7 @@ import fcntl
 import os
 import select
 import time
-from collections.abc import Generator, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -19,13 +18,13 @@ import numpy.typing as npt
 from sksm.daemon import launch, protocol
 from sksm.errors import DaemonUnreachable, SksmError
 from sksm.linux import libc
+from sksm.process import permission
 from sksm.process.domain import Domain
 from sksm.spans import PAGE_SIZE, Span
 from sksm.store import Offered, Store
 from sksm.store.local import LocalStore
 
 _R = TypeVar("_R", bound=protocol.Reply)
-_YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 PATIENCE_SECONDS = 60.0  # for one answer; the daemon serves one client at a time
 _SILENT = f"sksmd gave no answer in {PATIENCE_SECONDS:.0f} seconds"
 
@@ -134,6 +133,18 @@ class RemoteStore:
         """Ask how things stand; with `reclaim`, after giving back what is dead."""
         return self._ask(protocol.Ask(reclaim), protocol.Status)[0]
 
+    def supervise(self, listener: int) -> None:
+        """Have calls answered, from now on, that come in by a listener.
+
+        Args:
+            listener: as `notify.listen` gives it.
+
+        Raises:
+            SksmError: the daemon may not stop this process; it says why.
+        """
+        self._say(protocol.Supervise(), [listener])
+        self._hear(protocol.Supervised)
+
     def _slots(self, raw: bytes, pages: int) -> npt.NDArray[np.int64]:
         """Read slots, one a page. None lies behind the file's end: SIGBUS there."""
         size = os.fstat(self._pool).st_size
@@ -151,9 +162,9 @@ class RemoteStore:
         self._say(request)
         return self._hear(kind, fds)
 
-    def _say(self, request: protocol.Request) -> None:
+    def _say(self, request: protocol.Request, fds: Sequence[int] = ()) -> None:
         try:
-            self._connection.send(protocol.encode(request))
+            protocol.send(self._connection, request, fds)
         except ConnectionError:  # it hung up, and may have said why before
             if self.alive():
                 raise
@@ -208,11 +219,7 @@ def _let_read(daemon: int) -> None:
     Documentation/admin-guide/LSM/Yama.rst: with scope 1 only ancestors may, and
     those that a process names.
     """
-    try:
-        restricted = _YAMA.read_text().strip() == "1"
-    except OSError:
-        return
-    if restricted:
+    if permission.yama_scope() == 1:
         with contextlib.suppress(
             OSError
         ):  # EINVAL: Yama is not this kernel's after all

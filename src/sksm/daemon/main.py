@@ -59,7 +59,12 @@ def main(listen_fd: int | None, detach: bool, idle: float, domain: str | None) -
     listener, path = _listener(listen_fd, whose)
     from sksm.daemon.server import Server  # noqa: PLC0415  after the fork: numpy
 
-    Server(listener, idle, path, whose).run()
+    task = Server(listener, idle, path, whose).run()
+    del listener
+    if task:
+        from sksm.daemon import supervisor  # noqa: PLC0415
+
+        supervisor.supervise(task.listener, task.known_filters)
 
 
 def _shed_inheritance() -> None:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-VERSION = 2
+VERSION = 3
 MOST_PAGES = 4096  # in one request
 LARGEST = 1 << 17  # bytes of a message; a socket takes 200 KiB unless told otherwise
 
@@ -87,14 +88,28 @@ class Status(msgspec.Struct, tag=True):
     seconds: float  # since it started
 
 
+class Supervise(msgspec.Struct, tag=True):
+    """Answer calls of MADV_MERGE by me and all that I start.
+
+    With the descriptor of their listener (`notify.listen`) beside it. Answered by
+    `Supervised`, from when on a child of the daemon's does that.
+    """
+
+
+class Supervised(msgspec.Struct, tag=True):
+    """Who does."""
+
+    pid: int
+
+
 class Failure(msgspec.Struct, tag=True):
     """What was wrong with the request. The daemon hangs up after it."""
 
     message: str
 
 
-Request: TypeAlias = Hello | Lookup | Offer | Ask
-Reply: TypeAlias = Welcome | Slots | Offered | Status | Failure
+Request: TypeAlias = Hello | Lookup | Offer | Ask | Supervise
+Reply: TypeAlias = Welcome | Slots | Offered | Status | Supervised | Failure
 
 encode = msgspec.msgpack.encode
 decode_request = msgspec.msgpack.Decoder(Request).decode
@@ -114,6 +129,22 @@ def integers(raw: bytes) -> npt.NDArray[np.int64]:
     if len(raw) % 8 or len(raw) // 8 > MOST_PAGES:
         raise Malformed(f"an array of {len(raw)} bytes")
     return np.frombuffer(raw, np.int64)
+
+
+def send(
+    connection: socket.socket,
+    message: Request | Reply,
+    fds: Sequence[int] = (),
+    flags: int = 0,
+) -> None:
+    """Send one message, and descriptors with it.
+
+    Raises:
+        OSError: as `sendmsg` does.
+    """
+    # Not socket.send_fds: it drops the flags it is given (Python 3.11 to 3.13).
+    beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, np.array(fds, "<i4").tobytes())]
+    connection.sendmsg([encode(message)], beside if fds else [], flags)
 
 
 def receive(connection: socket.socket, fds: int = 0) -> tuple[bytes, list[int]]:

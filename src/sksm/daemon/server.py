@@ -17,17 +17,16 @@ import time
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import psutil
 
 from sksm.daemon import protocol, runtime
+from sksm.daemon.answers import Answers
 from sksm.daemon.protocol import Malformed
 from sksm.daemon.reclaimer import Reclaimer
-from sksm.errors import SksmError, Unsupported
+from sksm.errors import SksmError
+from sksm.linux import notify
+from sksm.process import permission, status
 from sksm.process.domain import Domain
-from sksm.process.domain import of as domain_of
-from sksm.spans import PAGE_SIZE, Span
-from sksm.store import UNSEEN, Offered
 from sksm.store.local import LocalStore
 
 _log = logging.getLogger("sksmd")
@@ -43,6 +42,22 @@ class Client:
     pid: int
     pidfd: int
     greeted: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Supervision:
+    """What a child of the daemon does: see `Supervisor`."""
+
+    listener: int
+    known_filters: int
+
+
+class _Child(BaseException):
+    """We are a child of the server's. Nothing may handle it on its way out."""
+
+    def __init__(self, task: Supervision) -> None:
+        super().__init__()
+        self.task = task
 
 
 class Server:
@@ -70,27 +85,37 @@ class Server:
         self._store = LocalStore()
         # By the clock of those it is compared with: /proc rounds to 10 ms, and
         # psutil takes the time of boot in whole seconds.
-        self._born = psutil.Process().create_time()
+        born = psutil.Process().create_time()
         self._clients: set[Client] = set()
-        self._reclaimer = Reclaimer(self._store, self._born)
+        self._reclaimer = Reclaimer(self._store, born)
+        self._answers = Answers(self._store, self._reclaimer, self._domain, born)
         self._quiet_since = time.monotonic()
         self._linger_seconds = idle_seconds
         self._accept_at = 0.0
         self._stopping = False
         self._selector = selectors.DefaultSelector()
 
-    def run(self) -> None:
-        """Serve until it is time to leave."""
+    def run(self) -> Supervision | None:
+        """Serve until it is time to leave.
+
+        Returns:
+            None; or, in a child of the process that was called, what that is to do
+            when it has let go of this.
+        """
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, None)
-        with _Wakeup(signal.SIGTERM, signal.SIGINT) as wake:
-            self._selector.register(wake, selectors.EVENT_READ, wake)
-            while not self._stopping and not self._may_leave():
-                for key, _ in self._selector.select(self._pause()):
-                    self._serve(key)
+        try:
+            with _Wakeup(signal.SIGTERM, signal.SIGINT) as wake:
+                self._selector.register(wake, selectors.EVENT_READ, wake)
+                while not self._stopping and not self._may_leave():
+                    for key, _ in self._selector.select(self._pause()):
+                        self._serve(key)
+        except _Child as child:
+            return child.task
         if self._door:
             self._door.remove()
         self._close()
+        return None
 
     def _serve(self, key: selectors.SelectorKey) -> None:
         if key.data is None:
@@ -198,12 +223,13 @@ class Server:
     # -- answering
 
     def _answer(self, client: Client) -> None:
+        fds: list[int] = []
         try:
-            data, _ = protocol.receive(client.connection)
+            data, fds = protocol.receive(client.connection, 1)
             if not data:
                 self._drop(client)
                 return
-            reply = self._reply(client, protocol.decode_request(data))
+            reply = self._reply(client, protocol.decode_request(data), fds)
         except ConnectionError:
             self._drop(client)
             return
@@ -212,8 +238,10 @@ class Server:
         except (OSError, MemoryError) as error:
             _log.exception("process %d asked for what cannot be done", client.pid)
             reply = protocol.Failure(f"it cannot be done: {error}")
-        if reply is not None:
-            self._send(client, reply)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self._send(client, reply)
 
     def _send(self, client: Client, reply: protocol.Reply) -> None:
         fds = []
@@ -230,19 +258,21 @@ class Server:
         if not sent or isinstance(reply, protocol.Failure):
             self._drop(client)
 
-    def _reply(self, client: Client, request: protocol.Request) -> protocol.Reply:
+    def _reply(
+        self, client: Client, request: protocol.Request, fds: list[int]
+    ) -> protocol.Reply:
         if isinstance(request, protocol.Hello):
             return self._greet(client, request)
         if not client.greeted:
             return protocol.Failure("say hello first")
         match request:
             case protocol.Lookup():
-                return self._look_up(request)
+                return self._answers.look_up(request)
             case protocol.Offer():
-                return self._take(client, request)
+                return self._answers.take(client.pid, request)
             case protocol.Ask():
-                return self._status(request.reclaim)
-        return protocol.Failure("not a request")
+                return self._answers.status(request.reclaim, len(self._clients))
+        return self._supervise(client, fds)
 
     def _greet(self, client: Client, hello: protocol.Hello) -> protocol.Reply:
         if hello.version != protocol.VERSION:
@@ -256,71 +286,22 @@ class Server:
             protocol.VERSION, os.getpid(), store.seed, store.written
         )
 
-    def _look_up(self, request: protocol.Lookup) -> protocol.Reply:
-        prints = protocol.integers(request.prints).view(np.uint64)
-        slots = self._store.lookup(prints)
-        return protocol.Slots(slots.tobytes(), self._store.written)
-
-    def _take(self, client: Client, request: protocol.Offer) -> protocol.Reply:
-        pairs = protocol.integers(request.runs).reshape(-1, 2)
-        pages = int(pairs[:, 1].sum()) if (pairs > 0).all() else 0
-        if not 0 < pages <= protocol.MOST_PAGES or int(pairs.max()) > 2**51:
-            raise Malformed("page runs out of bounds")
-        spans = [
-            Span(first * PAGE_SIZE, (first + count) * PAGE_SIZE)
-            for first, count in pairs.tolist()
-        ]
+    def _supervise(self, client: Client, fds: list[int]) -> protocol.Reply:
+        """Leave it to a child, which is all the memory of ours that it needs."""
+        if not fds or not notify.is_listener(fds[0]):
+            raise Malformed("no listener beside it, or no room for one")
         try:
-            if request.pid:
-                slots, fresh, refusal = self._take_of_other(request.pid, spans)
-            else:
-                slots, fresh, refusal = self._store.offer(client.pid, spans)
-        except (OSError, MemoryError) as error:
-            who = request.pid or client.pid
-            _log.exception("cannot take %d pages of process %d", pages, who)
-            slots, fresh = np.full(pages, UNSEEN, np.int64), np.zeros(pages, bool)
-            refusal = f"the daemon could not take it: {error or 'no memory'}"
-        if fresh.any():
-            self._reclaimer.pages_came()
-        return protocol.Offered(
-            slots.tobytes(), fresh.tobytes(), refusal, self._store.written
-        )
+            with open(f"/proc/{client.pid}/mem", "rb"):  # asks what ptrace(2) asks
+                filters = status.read(client.pid).get("Seccomp_filters")
+        except OSError as error:
+            return protocol.Failure(str(permission.explain(client.pid, error)))
+        from sksm.daemon import supervisor  # noqa: F401, PLC0415  for all children
 
-    def _take_of_other(self, pid: int, spans: list[Span]) -> Offered:
-        """Take pages of a process that is no client, if it belongs to the domain.
-
-        It must before and afterwards: meanwhile it may have become another's, or
-        have ended, and its number been given to somebody else.
-        """
-        if not self._admits(pid):
-            pages = sum(span.pages for span in spans)
-            slots, fresh = np.full(pages, UNSEEN, np.int64), np.zeros(pages, bool)
-            return slots, fresh, f"it does not belong to domain {self._domain.name}"
-        slots, fresh, refusal = self._store.offer(pid, spans)
-        if not self._admits(pid):
-            self._store.drop(np.unique(slots[fresh]))
-            slots[:], fresh[:] = UNSEEN, False
-        return slots, fresh, refusal
-
-    def _admits(self, pid: int) -> bool:
-        try:
-            return domain_of(pid) == self._domain
-        except (OSError, Unsupported):
-            return False
-
-    def _status(self, reclaim: bool) -> protocol.Status:
-        if reclaim:
-            self._reclaimer.run(again=bool(self._clients))
-        memory = psutil.Process().memory_info()
-        return protocol.Status(
-            pid=os.getpid(),
-            clients=len(self._clients),
-            **self._store.usage(),
-            own_bytes=memory.rss - memory.shared,
-            reclaimed=self._reclaimer.reclaimed,
-            held_back=self._reclaimer.held_back,
-            seconds=time.time() - self._born,
-        )
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries them
+        if pid := os.fork():
+            return protocol.Supervised(pid)
+        known = 1 if filters == "1" else 0
+        raise _Child(Supervision(fds.pop(), known))
 
 
 def _refusal(pid: int, uid: int) -> str:
@@ -335,13 +316,8 @@ def _send(
     connection: socket.socket, reply: protocol.Reply, fds: list[int] | None = None
 ) -> bool:
     """Send without waiting; a client that does not read its answers is dropped."""
-    beside = [
-        (socket.SOL_SOCKET, socket.SCM_RIGHTS, np.array(fds or [], "<i4").tobytes())
-    ]
-    try:  # not socket.send_fds: it drops the flags it is given (Python 3.11 to 3.13)
-        connection.sendmsg(
-            [protocol.encode(reply)], beside if fds else [], socket.MSG_DONTWAIT
-        )
+    try:
+        protocol.send(connection, reply, fds or (), socket.MSG_DONTWAIT)
     except OSError:
         return False
     return True

@@ -36,6 +36,11 @@ _OFFER_PAGES = 512  # of new data at a time: the store works on while we exchang
 # it does not have all of them.
 Names = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint64] | None]
 TOO_MANY_MAPPINGS = "a quarter of vm.max_map_count is used up"
+NOT_AS_CODE = (
+    "the pool may not be mapped like that: a security module may forbid executable "
+    "memory (SELinux: execmem)"
+)
+_REFUSED = {errno.EBUSY: BUSY, errno.EACCES: NOT_AS_CODE, errno.EPERM: NOT_AS_CODE}
 
 
 class PoolEngine:
@@ -270,10 +275,9 @@ def _count(
     """Count the pages of a run, but not its own ones, by what became of it."""
     if verdict == CHANGED:
         report.add(changed=run.shared)
-    elif verdict == errno.EBUSY:
-        report.refuse(BUSY, run.shared)
     elif verdict != DONE:
-        report.refuse(f"the kernel refused it: {os.strerror(verdict)}", run.shared)
+        unforeseen = f"the kernel refused it: {os.strerror(verdict)}"
+        report.refuse(_REFUSED.get(verdict, unforeseen), run.shared)
     elif run.slot is None:
         report.add(zero=run.shared)
     else:

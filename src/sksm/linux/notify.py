@@ -109,6 +109,15 @@ class _sock_fprog(ctypes.Structure):
     _fields_ = (("len", ctypes.c_uint16), ("filter", ctypes.c_void_p))
 
 
+def is_listener(fd: int) -> bool:
+    """Say whether a descriptor is what `listen` gives."""
+    try:
+        fcntl.ioctl(fd, SECCOMP_IOCTL_NOTIF_ID_VALID, c_uint64(0))
+    except OSError as error:
+        return error.errno == errno.ENOENT  # there is no call of that number
+    return True
+
+
 def receive(listener: int) -> Notification | None:
     """Take the next call that waits; None if it went away meanwhile.
 

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sksm.linux import calls, libc, maps, pagemap, userfaultfd
+from sksm.linux import calls, libc, maps, memfd, pagemap, userfaultfd
 from sksm.linux.pagemap import Category
 from sksm.spans import PAGE_SIZE, Span
 
-_MFD_EXEC = 0x10  # linux/memfd.h
 _UFFD_FEATURE_WP_ASYNC = 1 << 15
 _ENTRY_EXCLUSIVE = np.uint64(1 << 56)  # mapped once, pagemap.rst
 
@@ -30,39 +29,29 @@ _ENTRY_EXCLUSIVE = np.uint64(1 << 56)  # mapped once, pagemap.rst
 
 def create_memfd() -> str:
     """Make a memfd and write to it."""
-    with _memfd(0) as fd:
+    with _memfd() as fd:
         os.pwrite(fd, b"x", 0)
     return ""
 
 
 def map_memfd_executable() -> str:
-    """Map a memfd as code; vm.memfd_noexec may forbid making one for that."""
-    try:
-        with _memfd(_MFD_EXEC) as fd:
-            _map_as_code(fd)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # the flag is younger than 6.3
-            raise
-        with _memfd(0) as fd:
-            _map_as_code(fd)
+    """Map a memfd as code; a security module may forbid that."""
+    prot = libc.PROT_READ | libc.PROT_EXEC
+    with _memfd() as fd:
+        # SAFETY: a new mapping, where the kernel likes, which nobody jumps into.
+        at = libc.mmap(None, PAGE_SIZE, prot, libc.MAP_PRIVATE, fd, 0)
+        libc.munmap(at, PAGE_SIZE)
     return ""
 
 
 @contextlib.contextmanager
-def _memfd(flags: int) -> Iterator[int]:
-    fd = os.memfd_create("sksm-trial", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
+def _memfd() -> Iterator[int]:
+    fd = memfd.create("sksm-trial")
     try:
         os.ftruncate(fd, PAGE_SIZE)
         yield fd
     finally:
         os.close(fd)
-
-
-def _map_as_code(fd: int) -> None:
-    prot = libc.PROT_READ | libc.PROT_EXEC
-    # SAFETY: a new mapping, where the kernel likes, which nobody jumps into.
-    at = libc.mmap(None, PAGE_SIZE, prot, libc.MAP_PRIVATE, fd, 0)
-    libc.munmap(at, PAGE_SIZE)
 
 
 # -- looking at pages

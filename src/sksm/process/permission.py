@@ -78,9 +78,7 @@ def _hidden(pid: int) -> bool:
 
 def _denial(pid: int) -> str:
     theirs, ours = status.read(pid), status.read(os.getpid())
-    scope = 0
-    with contextlib.suppress(OSError, ValueError):
-        scope = int(YAMA.read_text())
+    scope = yama_scope()
     if not int(ours["CapEff"], 16) >> CAP_SYS_PTRACE & 1:
         reason = _without_capability(pid, theirs, ours)
         if reason or scope:
@@ -116,5 +114,19 @@ def _without_capability(
     return None
 
 
+def yama() -> str:
+    """Say what Yama keeps from us: processes that are not our children, say."""
+    capable = int(status.read(os.getpid())["CapEff"], 16) >> CAP_SYS_PTRACE & 1
+    scope = yama_scope()
+    return _yama(scope) if scope and (scope > 2 or not capable) else ""
+
+
 def _yama(scope: int) -> str:
     return f"kernel.yama.ptrace_scope is {scope}, which {_YAMA[scope]}"
+
+
+def yama_scope() -> int:
+    """Read how far Yama goes (0 to 3, 0 without it): Yama.rst."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(YAMA.read_text())
+    return 0

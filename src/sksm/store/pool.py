@@ -13,7 +13,7 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from sksm.linux import libc
+from sksm.linux import libc, memfd
 from sksm.spans import PAGE_SIZE
 
 POOL_NAME = "sksm-pool"
@@ -30,7 +30,7 @@ class Pool:
     """
 
     def __init__(self, name: str) -> None:
-        self.fd = _create(name)
+        self.fd = memfd.create(name)
         # SIGBUS threatens whoever maps a file that shrinks. Read-only, for those
         # who get a descriptor and open it again through /proc/self/fd.
         fcntl.fcntl(self.fd, _F_ADD_SEALS, _F_SEAL_SHRINK)
@@ -111,18 +111,6 @@ class Pool:
             size = -(-needed // _GROWTH) * _GROWTH
             os.ftruncate(self.fd, size)
             self._size = size
-
-
-def _create(name: str) -> int:
-    """Make the memfd, one that may be mapped executable if that is allowed."""
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        return os.memfd_create(name, flags | _MFD_EXEC)
-    except OSError:  # before 6.3, or vm.memfd_noexec=2
-        return os.memfd_create(name, flags)
-
-
-_MFD_EXEC = 0x10
 
 
 def _write_all(fd: int, rows: npt.NDArray[np.uint8], offset: int) -> None:

@@ -1,7 +1,8 @@
 """MADV_MERGE for programs on a kernel that does not have it.
 
 A filter makes their calls wait, and this answers them: it merges the range through
-the ordinary pipeline, and says what the proposed kernel would.
+the ordinary pipeline, and says what the proposed kernel would. It runs in children of
+the daemon, one for each `sksm run`, which share with it what memory Python takes.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import gc
 import logging
 import os
+import select
+import signal
 import time
 
 from sksm.daemon import client
@@ -30,7 +34,24 @@ from sksm.store import Store
 _TOP = 1 << 64
 _AGAIN_SECONDS = 1.0  # in which a call that a stop broke off begins anew
 _THE_CALLERS = (errno.EBADF, errno.EFAULT)  # mistakes, which the answer tells it
+_LISTENER = 3  # where it lies in a process that does nothing else
 _log = logging.getLogger(__name__)
+
+
+def supervise(listener: int, known_filters: int) -> None:
+    """Answer calls until nobody is left who might make one. Closes all else."""
+    gc.freeze()  # what is the daemon's, too: to look through it would be to copy it
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    os.dup2(listener, _LISTENER, inheritable=False)
+    os.closerange(_LISTENER + 1, os.sysconf("SC_OPEN_MAX"))
+    supervisor = Supervisor(_LISTENER, known_filters)
+    waiting = select.poll()
+    waiting.register(_LISTENER, select.POLLIN)
+    with contextlib.closing(supervisor):
+        # POLLHUP: the last of them has ended.
+        while all(event & select.POLLIN for _, event in waiting.poll()):
+            supervisor.serve_one()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,6 +80,9 @@ class Supervisor:
         self._scope = contextlib.ExitStack()
         self._stores: dict[Domain, Store] = {}
         self._done: dict[int, _Done] = {}  # by thread
+        # At once: Yama lets us trace as long as the daemon is there, which a program
+        # has named its tracer; and with it shares what memory both take.
+        self._store(Domain(os.getuid()))
 
     def close(self) -> None:
         """Let go of the stores. Calls that wait get ENOSYS with the listener's end."""
