@@ -63,11 +63,16 @@ def main(
 
 
 def _table(found: list[Case], processes: int) -> Table:
-    table = Table(title=f"{processes} processes", box=None, padding=(0, 2))
-    for column in ("case", "nr_anon_pages", "in all, MiB", "of the cost recovered"):
-        table.add_column(column, justify="left" if column == "case" else "right")
-    table.add_column("time, s", justify="right")
-    table.add_column("ksmd's CPU, s", justify="right")
+    table = Table(title=f"{processes} processes", box=None, padding=(0, 1))
+    table.add_column("case")
+    for column in (
+        "nr_anon_pages",
+        "MiB in all",
+        "recovered",
+        "time, s",
+        "ksmd, CPU s",
+    ):
+        table.add_column(column, justify="right")
     by_name = {case.name: case for case in found}
     for case in found:
         table.add_row(

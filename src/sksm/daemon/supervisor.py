@@ -34,6 +34,7 @@ from sksm.store import Store
 _TOP = 1 << 64
 _AGAIN_SECONDS = 1.0  # in which a call that a stop broke off begins anew
 _THE_CALLERS = (errno.EBADF, errno.EFAULT)  # mistakes, which the answer tells it
+_IDLE_MS = 200  # after which memory is given back that merging took
 _LISTENER = 3  # where it lies in a process that does nothing else
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ def supervise(listener: int, known_filters: int) -> None:
         # POLLHUP: the last of them has ended.
         while all(event & select.POLLIN for _, event in waiting.poll()):
             supervisor.serve_one()
+            if not waiting.poll(_IDLE_MS):
+                libc.trim()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

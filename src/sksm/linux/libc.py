@@ -7,6 +7,7 @@ linux/mman.h and linux/prctl.h, for what the `mmap` module leaves out.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Callable
@@ -101,6 +102,13 @@ process_vm_writev = _declare(
 fallocate = _declare("fallocate", c_int, c_int, c_long, c_long)
 prctl = _declare("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 syscall = _declare("syscall", c_long, c_long, c_long, restype=c_long)
+
+
+def trim() -> None:
+    """Give back to the kernel what malloc keeps for later: malloc_trim(3), glibc's."""
+    with contextlib.suppress(AttributeError):  # another libc
+        _libc.malloc_trim(0)
+
 
 memcmp = _libc["memcmp"]
 memcmp.argtypes, memcmp.restype = (c_void_p, c_void_p, c_size_t), c_int
