@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +28,10 @@ from sksm.process import (
     permission,
     spans_of,
     status,
+    within,
 )
 from sksm.process.domain import Domain
 from sksm.process.other import OtherProcess
-from sksm.process.watching import WriteWatch
 from sksm.report import Step
 from sksm.spans import PAGE_SIZE, Span
 from sksm.store import Store
@@ -47,6 +47,9 @@ NO_GAIN = (
     "more processes, or insist (--engine pool)"
 )
 HOT = "written to while it was watched"
+
+
+_Written = Callable[[], list[Span]]  # lists what was written to so far
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ class _Crew:
                 outcome.hot_bytes = int(twin.sum()) * PAGE_SIZE
         return cold
 
-    def _watch(self, scope: contextlib.ExitStack) -> dict[int, WriteWatch]:
+    def _watch(self, scope: contextlib.ExitStack) -> dict[int, _Written]:
         if not self._wishes.watch_seconds or self._wishes.dry_run:
             return {}
         watches = {}
@@ -167,7 +170,7 @@ class _Crew:
         return watches
 
     def _await_steady(
-        self, estimate: Estimate, watches: dict[int, WriteWatch], started: float
+        self, estimate: Estimate, watches: dict[int, _Written], started: float
     ) -> dict[int, Flags]:
         """Watch until hardly any page is written to for the first time."""
         if not watches:
@@ -179,7 +182,7 @@ class _Crew:
         before = 0
         while True:
             hot = {
-                pid: _flags(one.numbers, watches[pid].written())
+                pid: within(one.numbers, watches[pid]())
                 for pid, one in estimate.holdings.items()
             }
             count = sum(int(flags.sum()) for flags in hot.values())
@@ -248,14 +251,3 @@ def _estimate(store: Store | None) -> Estimate:
         return Estimate()
     pool = os.fstat(store.pool)
     return Estimate(seed=store.seed, known=store.lookup, pool=pool)
-
-
-def _flags(numbers: npt.NDArray[np.int64], spans: list[Span]) -> Flags:
-    """Say which of ascending page numbers lie in `spans`."""
-    flags = np.zeros(len(numbers), bool)
-    for span in spans:
-        first, stop = np.searchsorted(
-            numbers, [span.start // PAGE_SIZE, span.stop // PAGE_SIZE]
-        )
-        flags[first:stop] = True
-    return flags

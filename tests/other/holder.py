@@ -10,6 +10,7 @@ import os
 import sys
 
 import numpy as np
+import xxhash
 
 from sksm.linux import libc
 from sksm.process.other import OtherProcess
@@ -40,6 +41,17 @@ class Held:
         for index, kind in enumerate(kinds):
             if kind is not None:
                 self.put(index, kind)
+
+    def collapse(self):
+        """Have the kernel make huge pages of it at once; gives 0, or the errno."""
+        try:
+            libc.madvise(self.span.start, self.span.size, 25)  # MADV_COLLAPSE
+        except OSError as error:
+            return error.errno
+        return 0
+
+    def checksum(self):
+        return xxhash.xxh3_64_hexdigest(self.mmap[PAGE_SIZE : -2 * PAGE_SIZE])
 
     def put(self, index, kind):
         at = (index + 1) * PAGE_SIZE
@@ -91,6 +103,10 @@ def main():
             held.mmap.madvise(mmap.MADV_DONTNEED)
         elif word == "fork":
             answer = fork()
+        elif word == "sum":
+            answer = held.checksum()
+        elif word == "huge":
+            answer = held.collapse()
         print(json.dumps(answer), flush=True)
 
 

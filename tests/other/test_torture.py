@@ -62,6 +62,7 @@ def label(program):
         ),
     ],
 )
+@pytest.mark.usefixtures("patient")
 def test_a_program_that_is_merged_notices_nothing(target, program, seconds):
     """Two of them, with equal pages, into one pool after another.
 

@@ -167,7 +167,7 @@ def test_without_its_supervisor_a_program_goes_on(started, program, runtime):
     first.kill()
     answers = {ask(one), ask(two)}
     assert answers == {"0", "38"}  # ENOSYS
-    assert supervisors(runtime) == [second]
+    poll(lambda: supervisors(runtime) == [second])
     for each in (one, two):
         each.stdin.close()
         assert each.wait(20) == 0

@@ -12,9 +12,10 @@ LAYERS = """
     process
     pages fingerprints store
     engines
-    pipeline twins holding estimate gain hotness misaligned
+    pipeline twins holding estimate gain outcomes hotness misaligned
     daemon
-    session ownership buffers api outcomes others unmerging running
+    scanner
+    session ownership buffers api others unmerging running
     commands reporters
 """
 RANK = {name: i for i, row in enumerate(LAYERS.split("\n")) for name in row.split()}

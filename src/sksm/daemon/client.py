@@ -55,7 +55,7 @@ class RemoteStore:
             raise
         self._pool = fds[0]
         self.seed = welcome.seed
-        self.written = welcome.written
+        self.written, self.keeper = welcome.written, welcome.pid
         _let_read(welcome.pid)
 
     def close(self) -> None:

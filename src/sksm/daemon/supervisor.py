@@ -24,7 +24,7 @@ from sksm.errors import SksmError
 from sksm.linux import libc, notify
 from sksm.linux.notify import Notification
 from sksm.pipeline import merge
-from sksm.process import domain, status
+from sksm.process import BUSY, domain, status
 from sksm.process.domain import Domain
 from sksm.process.other import OtherProcess
 from sksm.process.reading import IOV_MAX, read_bytes
@@ -32,6 +32,7 @@ from sksm.spans import PAGE_SIZE, Span
 from sksm.store import Store
 
 _TOP = 1 << 64
+_BUSY_SECONDS = 2.0  # in which threads that would not stop are asked again
 _AGAIN_SECONDS = 1.0  # in which a call that a stop broke off begins anew
 _THE_CALLERS = (errno.EBADF, errno.EFAULT)  # mistakes, which the answer tells it
 _IDLE_MS = 200  # after which memory is given back that merging took
@@ -133,9 +134,12 @@ class Supervisor:
         span = Span(address, address + size)
         store = self._store(domain.of(pid))
         space = OtherProcess(pid, self._filters, tails=True)
+        deadline = time.monotonic() + _BUSY_SECONDS
         with space, store.lease():
             try:
                 report = merge(space, span, engine=PoolEngine(store))
+                while BUSY in report.reasons and time.monotonic() < deadline:
+                    report = merge(space, span, engine=PoolEngine(store))
             except OSError as error:
                 if error.errno != errno.ENOMEM:
                     raise

@@ -58,6 +58,7 @@ class pm_scan_arg(Structure):
 
 
 PM_SCAN_WP_MATCHING, PM_SCAN_CHECK_WPASYNC = 1, 2
+_MOST_RUNS = 4096  # of one call
 PAGEMAP_SCAN = IOWR(ord("f"), 16, pm_scan_arg)
 
 # struct page_region. The kernel fills an array of these, so it is a dtype.
@@ -76,7 +77,7 @@ def scan(
     *,
     any_of: Category,
     returned: Category,
-    limit: int = 4096,
+    limit: int = _MOST_RUNS,
 ) -> tuple[npt.NDArray[np.void], int]:
     """List the runs of pages in `span` that have some category of `any_of`.
 
@@ -95,16 +96,16 @@ def scan(
     Raises:
         OSError: ENOTTY before Linux 6.7; ENOMEM if the kernel has no buffer.
     """
+    wanted = pm_scan_arg(category_anyof_mask=any_of, return_mask=returned)
+    return _scan(pagemap, span, wanted, limit)
+
+
+def _scan(
+    pagemap: int, span: Span, arg: pm_scan_arg, limit: int
+) -> tuple[npt.NDArray[np.void], int]:
     found = np.empty(limit, PAGE_REGION)
-    arg = pm_scan_arg(
-        size=sizeof(pm_scan_arg),
-        start=span.start,
-        end=span.stop,
-        vec=found.ctypes.data,
-        vec_len=limit,
-        category_anyof_mask=any_of,
-        return_mask=returned,
-    )
+    arg.size, arg.start, arg.end = sizeof(pm_scan_arg), span.start, span.stop
+    arg.vec, arg.vec_len = found.ctypes.data, limit
     count = fcntl.ioctl(pagemap, PAGEMAP_SCAN, arg)  # raises OSError itself
     # The kernel gathers 512 runs, then walks on. If it so comes to the end, it leaves
     # `walk_end` where it gathered the last 512 (6.18 does): runs would come twice.
@@ -144,6 +145,36 @@ def written(pagemap: int, span: Span) -> Iterator[Span]:
         )
         for start, stop, _ in runs.tolist():
             yield Span(start, stop)
+
+
+_WATCHED_AND_WRITTEN = Category.WPALLOWED | Category.WRITTEN
+
+
+def take_written(pagemap: int, span: Span) -> npt.NDArray[np.void]:
+    """List what was written to since the last time, and begin anew, in one walk.
+
+    Only memory counts that a userfaultfd with `WP_ASYNC` watches; what else lies in
+    `span` is passed over. A page that was never asked for counts as written.
+
+    Returns:
+        The runs, ascending, as a `PAGE_REGION` array, cut where they differ in
+        `PRESENT`, `FILE` (the file's page, not a private copy) and `PFNZERO`. The
+        first time there are pages among them that are not `PRESENT`.
+
+    Raises:
+        OSError: ESRCH when the process has ended or runs another program; ENOTTY
+            before Linux 6.7.
+    """
+    parts, at = [], span.start
+    while at < span.stop:
+        wanted = pm_scan_arg(
+            flags=PM_SCAN_WP_MATCHING,
+            category_mask=_WATCHED_AND_WRITTEN,
+            return_mask=Category.PRESENT | Category.FILE | Category.PFNZERO,
+        )
+        found, at = _scan(pagemap, Span(at, span.stop), wanted, _MOST_RUNS)
+        parts.append(found)
+    return np.concatenate(parts)
 
 
 def walk(pagemap: int, span: Span, told: Category) -> Iterator[tuple[Span, Category]]:

@@ -128,6 +128,19 @@ def pages_of(spans: Iterable[Span]) -> npt.NDArray[np.int64]:
     return np.concatenate(numbers) if numbers else np.empty(0, np.int64)
 
 
+def within(
+    numbers: npt.NDArray[np.int64], spans: Iterable[Span]
+) -> npt.NDArray[np.bool_]:
+    """Say which of ascending page numbers lie in `spans`."""
+    flags = np.zeros(len(numbers), bool)
+    for span in spans:
+        first, stop = np.searchsorted(
+            numbers, [span.start // PAGE_SIZE, span.stop // PAGE_SIZE]
+        )
+        flags[first:stop] = True
+    return flags
+
+
 def spans_of(numbers: npt.NDArray[np.int64]) -> list[Span]:
     """Cover pages, numbers ascending, with the fewest spans."""
     if not len(numbers):

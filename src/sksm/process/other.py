@@ -6,8 +6,9 @@ import bisect
 import contextlib
 import dataclasses
 import errno
+import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -154,15 +155,28 @@ class OtherProcess:
         return self._threads.stops
 
     @contextlib.contextmanager
-    def watched(self, spans: Iterable[Span]) -> Iterator[WriteWatch]:
-        """Note in the block which pages are written to; see `WriteWatch`."""
-        watch = WriteWatch(self._established(), self.pagemap(), spans)
-        self._watched = watch.spans
+    def watched(self, spans: Iterable[Span]) -> Iterator[Callable[[], list[Span]]]:
+        """Note in the block which pages are written to; gives what lists them.
+
+        Memory that cannot be watched is passed over, and counts as not written to.
+        """
+        watch = self.watch()
         try:
-            yield watch
+            self._watched = [span for span in spans if watch.add(span)]
+            for span in self._watched:
+                watch.renew(span)
+            yield functools.partial(watch.written, self._watched)
         finally:
             watch.end()
             self._watched = []
+
+    def watch(self) -> WriteWatch:
+        """Make a watch that outlives this. Who asked for it ends it.
+
+        Raises:
+            OSError: EOPNOTSUPP, EINVAL where there is none to be had.
+        """
+        return WriteWatch(self._established(), self.pagemap())
 
     @contextlib.contextmanager
     def protected(self, span: Span) -> Iterator[None]:
@@ -264,14 +278,7 @@ class OtherProcess:
         )
 
     def _now(self, span: Span) -> list[maps.Mapping]:
-        """List the mappings that meet `span`, without flags: fast."""
-        table = self._files["maps"]
-        try:
-            return list(maps.query(table, span))
-        except OSError as error:
-            if error.errno != errno.ENOTTY:
-                raise
-        return [m for m in maps.every_mapping(self.pid) if (m.span & span).pages]
+        return maps.meeting(self._files["maps"], span)
 
     # -- what has to be there
 

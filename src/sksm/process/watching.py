@@ -7,6 +7,9 @@ import errno
 import os
 from collections.abc import Iterable
 
+import numpy as np
+import numpy.typing as npt
+
 from sksm.linux import calls, pagemap, userfaultfd
 from sksm.process.foothold import Foothold
 from sksm.process.there import There
@@ -16,45 +19,56 @@ from sksm.spans import Span
 class WriteWatch:
     """Notes which pages of a process are written to, at 0.7 us for each.
 
-    The process is not stopped for it. Memory that cannot be watched so (a file's
-    private mapping) is passed over, and counts as not written to.
+    The process is not stopped for it, and needs the foothold only to begin with.
 
     Args:
         foothold: in which process.
-        pagemap: an open /proc/PID/pagemap.
-        spans: mappings to watch, ascending.
+        pagemap: an open /proc/PID/pagemap; ours is a copy of it.
 
     Raises:
         OSError: EINVAL before Linux 6.7; as `open_there`.
     """
 
-    def __init__(
-        self, foothold: Foothold, pagemap_fd: int, spans: Iterable[Span]
-    ) -> None:
+    def __init__(self, foothold: Foothold, pagemap_fd: int) -> None:
         feature = userfaultfd.UFFD_FEATURE_WP_ASYNC
         self._ours, _ = open_there(foothold, feature)
-        self._pagemap = pagemap_fd
-        self.spans: list[Span] = []
-        for span in spans:
-            try:
-                userfaultfd.register(self._ours, span)
-            except OSError as error:
-                # Not such memory; another watches it; unmapped meanwhile.
-                if error.errno not in (errno.EINVAL, errno.EBUSY, errno.ENOMEM):
-                    raise
-                continue
-            self.spans.append(span)
-            pagemap.write_protect(pagemap_fd, span)
+        self._pagemap = os.dup(pagemap_fd)
 
-    def written(self) -> list[Span]:
+    def add(self, span: Span) -> bool:
+        """Watch `span` from now on, a mapping; all of it counts as written to.
+
+        False for memory that cannot be watched so (a file's private mapping), or that
+        somebody else watches, or that is gone. Where it is watched, nothing happens.
+        """
+        try:
+            userfaultfd.register(self._ours, span)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EBUSY, errno.ENOMEM):
+                raise
+            return False
+        return True
+
+    def renew(self, span: Span) -> None:
+        """Forget what was written to in `span`, which is watched."""
+        pagemap.write_protect(self._pagemap, span)
+
+    def leave(self, span: Span) -> None:
+        """Watch `span` no longer, all of it or part of what is watched."""
+        with contextlib.suppress(OSError):  # gone, or replaced
+            userfaultfd.unregister(self._ours, span)
+
+    def written(self, spans: Iterable[Span]) -> list[Span]:
         """List the runs of pages that were written to so far, ascending."""
-        return [
-            run for span in self.spans for run in pagemap.written(self._pagemap, span)
-        ]
+        return [run for span in spans for run in pagemap.written(self._pagemap, span)]
+
+    def take_written(self, span: Span) -> npt.NDArray[np.void]:
+        """List what was written to since the last time: see `pagemap.take_written`."""
+        return pagemap.take_written(self._pagemap, span)
 
     def end(self) -> None:
         """Watch no longer."""
         os.close(self._ours)
+        os.close(self._pagemap)
 
 
 class Barrier:

@@ -31,6 +31,7 @@ class Store(Protocol):
 
     seed: int
     written: int  # from the last slot answered up to here, every slot holds a page
+    keeper: int  # the process that holds it
 
     @property
     def pool(self) -> int:

@@ -30,7 +30,7 @@ class LocalStore:
 
     def __init__(self) -> None:
         self.seed = secrets.randbits(64)
-        self._owner = os.getpid()
+        self.keeper = os.getpid()
         self._index = Index()
         self._pool = Pool(POOL_NAME)
         self._rows = np.empty((_GROUP_PAGES, PAGE_SIZE), np.uint8)
@@ -95,7 +95,7 @@ class LocalStore:
         pieces = list(spans)
         pages = sum(piece.pages for piece in pieces)
         slots, fresh = np.full(pages, UNSEEN, np.int64), np.zeros(pages, bool)
-        if os.getpid() != self._owner:  # a forked child: two writers, one pool
+        if os.getpid() != self.keeper:  # a forked child: two writers, one pool
             return slots, fresh, "the store belongs to the parent process"
         at, refusal = 0, ""
         for group in groups(pieces, len(self._rows)):

@@ -1,0 +1,118 @@
+"""The processes that may share with each other, and the store they share by."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from sksm.daemon import client
+from sksm.holding import Prints
+from sksm.outcomes import failures_of
+from sksm.process.domain import Domain
+from sksm.scanner import candidates
+from sksm.scanner.ages import Numbers
+from sksm.scanner.watched import Watched
+from sksm.store import UNSEEN, Store
+
+FEW_PAGES = 64  # for which it is not worth to stop a process
+_LOOKUP_PAGES = 4096
+_MERGE_RATE = 100_000  # pages in a second of processor time, carefully
+_NOTHING: tuple[Numbers, Prints] = np.empty(0, np.int64), np.empty(0, np.uint64)
+
+
+class Group:
+    """Watched processes of one domain.
+
+    Args:
+        domain: theirs.
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain = domain
+        self.members: dict[int, Watched] = {}
+        self._scope = contextlib.ExitStack()
+        self.unfinished = False  # there was more to merge than there was time for
+        self._opened: Store | None = None
+        self._pooled: Prints = np.empty(0, np.uint64)  # ascending, of what was read
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self._scope.close()
+        self._opened = None
+
+    @property
+    def keeper(self) -> int | None:
+        """The process that holds the store, if one is open."""
+        return self._opened.keeper if self._opened else None
+
+    @property
+    def pool_bytes(self) -> int:
+        """Memory that the pool occupies."""
+        return os.fstat(self._opened.pool).st_blocks * 512 if self._opened else 0
+
+    @property
+    def store(self) -> Store:
+        """The store; another one if the daemon has been replaced."""
+        if self._opened is None or not self._opened.alive():
+            self._scope.close()
+            self._opened = self._scope.enter_context(client.opened(self.domain))
+            self._pooled = np.empty(0, np.uint64)
+            for member in self.members.values():
+                member.pages.forget_prints()  # they were made with another seed
+        return self._opened
+
+    def read(self, member: Watched) -> Iterator[int]:
+        """Read what is due of a member, some at a time; gives how many pages."""
+        store = self.store
+        for prints in member.read(store.seed):
+            found = [self._pooled]
+            for first in range(0, len(prints), _LOOKUP_PAGES):
+                some = prints[first : first + _LOOKUP_PAGES]
+                found.append(some[store.lookup(some) != UNSEEN])
+            self._pooled = np.unique(np.concatenate(found))
+            yield len(prints)
+
+    def find(self) -> dict[int, Numbers]:
+        """List the pages of each member that are worth merging now."""
+        seed = self.store.seed
+        named = {pid: one.pages.named() for pid, one in self.members.items()}
+        if not any(len(numbers) for numbers, _ in named.values()):
+            return {}
+        flags = candidates.met(named, self._pooled, seed)
+        likely: dict[int, tuple[Numbers, Prints]] = {}
+        frames: dict[int, Prints] = {}
+        for pid, (numbers, prints) in named.items():
+            some, likely[pid] = numbers[flags[pid]], _NOTHING
+            frames[pid] = _NOTHING[1]
+            with failures_of(self.members[pid].outcome):
+                there = self.members[pid].present(some)
+                frames[pid] = self.members[pid].frames(some[there])
+                likely[pid] = some[there], prints[flags[pid]][there]
+        wanted = candidates.worthwhile(likely, frames, self._pooled, seed)
+        for pid, numbers in wanted.items():
+            self.members[pid].twin_pages = len(numbers)
+        return wanted
+
+    def merge(self, wanted: dict[int, Numbers], seconds: float) -> int:
+        """Merge pages of members, as many as fit into some processor time.
+
+        Returns:
+            How many were offered.
+        """
+        room = max(0, int(seconds * _MERGE_RATE))
+        self.unfinished = sum(len(numbers) for numbers in wanted.values()) > room
+        offered, store = 0, self.store
+        with store.lease():
+            for pid, numbers in wanted.items():
+                some = numbers[:room]
+                room -= len(some)
+                if len(some) >= FEW_PAGES:
+                    offered += len(some)
+                    prints = self.members[pid].pages.prints(some)
+                    self._pooled = np.union1d(self._pooled, prints)
+                    with failures_of(self.members[pid].outcome):
+                        self.members[pid].share(some, store)
+        return offered

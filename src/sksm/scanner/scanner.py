@@ -1,0 +1,154 @@
+"""The scanner: epoch after epoch, what is quiet and has a twin is merged."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+
+from sksm.engines import choice
+from sksm.errors import ProcessGone
+from sksm.outcomes import Outcome, failures_of
+from sksm.process import domain, status
+from sksm.process.domain import Domain
+from sksm.scanner.budget import Budget
+from sksm.scanner.group import Group
+from sksm.scanner.watched import Watched
+
+_SELECT_SECONDS = 2.0  # from one look for processes to the next
+_NEWS = 0.001  # of all pages: so few that became due are no news
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """How a process is to be watched."""
+
+    guest_only: bool = False  # it emulates a machine, and only that one's memory counts
+    domain: Domain | None = None  # with whom it shares, if not with its own user's
+
+
+@dataclasses.dataclass(slots=True)
+class Epoch:
+    """What one epoch did, and cost."""
+
+    number: int
+    looking_seconds: float = 0.0  # of processor time
+    read_pages: int = 0
+    offered_pages: int = 0  # that were worth merging
+    seen_pages: int = 0
+
+
+class Scanner:
+    """Watches processes and merges what they hold twice.
+
+    Args:
+        select: gives the processes to watch now.
+        quiet_seconds: how long a page must be unwritten.
+        clock: says what time it is, in seconds.
+
+    Attributes:
+        budget: processor time, and pauses; all of one processor at first.
+    """
+
+    def __init__(
+        self,
+        select: Callable[[], dict[int, Target]],
+        quiet_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.groups: dict[Domain, Group] = {}
+        self.refused: dict[int, Outcome] = {}
+        self._select, self._quiet = select, quiet_seconds
+        self.budget = Budget(1.0, time.process_time, clock)
+        self._select_at = 0.0
+        self._clock = clock
+        self._looked_at = clock()
+        self._count = 0
+        self.pause = 0.0  # seconds until the next epoch should begin
+
+    def close(self) -> None:
+        """Watch nobody any more. What is merged stays merged."""
+        for group in self.groups.values():
+            for member in group.members.values():
+                member.close()
+            group.close()
+        self.groups.clear()
+
+    def epoch(self) -> Epoch:
+        """Look at everybody once, and do what is worth it."""
+        self._count += 1
+        done = Epoch(self._count)
+        began, news = time.process_time(), self._follow()
+        now = self._clock()
+        for group in self.groups.values():
+            for member in group.members.values():
+                with failures_of(member.outcome):
+                    member.look(now - self._looked_at)
+                    done.seen_pages += member.pages.seen()
+        self._looked_at = now
+        self._drop_failed()
+        done.looking_seconds = time.process_time() - began
+        for group in list(self.groups.values()):
+            try:
+                self._work(group, done)
+            except ConnectionError as error:
+                _log.warning("domain %s: %s", group.domain.name, error)
+                group.close()
+        self._drop_failed()
+        news |= done.read_pages > _NEWS * done.seen_pages or done.offered_pages > 0
+        self.pause = self.budget.pause(news=news, cost=done.looking_seconds)
+        return done
+
+    def _work(self, group: Group, done: Epoch) -> None:
+        read = 0
+        for member in group.members.values():
+            with failures_of(member.outcome):
+                for pages in group.read(member):
+                    read += pages
+                    if self.budget.left() <= 0:
+                        break
+        done.read_pages += read
+        if read or group.unfinished:
+            done.offered_pages += group.merge(group.find(), self.budget.left())
+
+    def _follow(self) -> bool:
+        """See who came and went; say whether somebody came."""
+        now = self._clock()
+        if now < self._select_at:
+            return False
+        self._select_at = now + _SELECT_SECONDS
+        targets = self._select()
+        for group in self.groups.values():
+            for pid in group.members.keys() - targets.keys():
+                group.members.pop(pid).close()
+        for pid in self.refused.keys() - targets.keys():
+            del self.refused[pid]
+        known = {pid for group in self.groups.values() for pid in group.members}
+        new = targets.keys() - known - self.refused.keys()
+        for pid in new:
+            outcome = Outcome(pid, status.name(pid))
+            with failures_of(outcome):
+                self._add(pid, targets[pid], outcome)
+            if outcome.failed and not isinstance(outcome.error, ProcessGone):
+                self.refused[pid] = outcome
+        return bool(new)
+
+    def _add(self, pid: int, target: Target, outcome: Outcome) -> None:
+        engine, outcome.refusal = choice.choose(pid)
+        if engine and engine != choice.POOL:
+            outcome.refusal = "only by the pool can it be merged while it is watched"
+        if outcome.refusal:
+            return
+        whose = target.domain or domain.of(pid)
+        group = self.groups.setdefault(whose, Group(whose))
+        group.members[pid] = Watched(pid, self._quiet, guest_only=target.guest_only)
+
+    def _drop_failed(self) -> None:
+        for group in self.groups.values():
+            for pid, member in list(group.members.items()):
+                if member.outcome.failed:
+                    group.members.pop(pid).close()
+                    if not isinstance(member.outcome.error, ProcessGone):
+                        self.refused[pid] = member.outcome

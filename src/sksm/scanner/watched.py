@@ -1,0 +1,256 @@
+"""One process that is watched: what is written to, and what stays as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from sksm import pages
+from sksm.engines import plan
+from sksm.engines.pool import PoolEngine
+from sksm.holding import Prints, entries_of, fingerprints_of, shared_frames
+from sksm.linux import libc, maps, pagemap
+from sksm.linux.maps import Mapping
+from sksm.linux.pagemap import Category
+from sksm.outcomes import Outcome
+from sksm.pipeline import merge_all
+from sksm.process import pages_of, spans_of, status, within
+from sksm.process.other import EVERYTHING, OtherProcess
+from sksm.report import MergeReport
+from sksm.scanner.ages import Numbers, Pages, numbers_of
+from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
+from sksm.store import Store
+from sksm.store.reclaim import copied
+from sksm.twins import Flags, pieces, stretches
+
+READ_PAGES = 4096  # at a time, before somebody looks at the budget again
+_HUGE_PAGES = HUGE_SIZE // PAGE_SIZE
+_WORTH_BREAKING = _HUGE_PAGES * 3 // 4  # of a huge page's pages that have twins
+_GUEST_BYTES = 64 << 20  # smaller mappings of an emulator are no guest's memory
+_MERGEABLE = "mg"  # VmFlags: MADV_MERGEABLE, which QEMU gives its guest's memory
+
+
+class Watched:
+    """A process under watch, until `close`.
+
+    Args:
+        pid: which.
+        quiet_seconds: see `Pages`.
+        guest_only: it emulates a machine, and only that one's memory counts.
+
+    Raises:
+        OSError: as `OtherProcess`; EOPNOTSUPP or EINVAL if writes cannot be seen.
+    """
+
+    def __init__(self, pid: int, quiet_seconds: float, *, guest_only: bool) -> None:
+        self.pid = pid
+        self.pages = Pages(quiet_seconds)
+        self.outcome = Outcome(pid, status.name(pid))  # of all since the beginning
+        self.unmerged = 0  # pages, since the beginning
+        self.twin_pages = 0  # that had an equal page elsewhere, when last compared
+        self._guest: list[Span] | None = None
+        self._layout = b""
+        self._around = Span(0, 0)
+        with contextlib.ExitStack() as scope:
+            self._maps = maps.open_table(pid)
+            scope.callback(os.close, self._maps)
+            with OtherProcess(pid) as space:
+                if guest_only:
+                    self._guest = _guest_memory(space)
+                self._watch = space.watch()
+                scope.callback(self._watch.end)
+            self._scope = scope.pop_all()
+
+    def close(self) -> None:
+        """Watch no longer. What is merged stays merged."""
+        self._scope.close()
+
+    def look(self, seconds: float) -> None:
+        """See what was written to since the last time.
+
+        Args:
+            seconds: that passed since.
+
+        Raises:
+            ProcessLookupError: it has ended, or runs another program.
+        """
+        self._follow_layout()
+        self.pages.grow_older(seconds)
+        self._note_written()
+
+    def _note_written(self) -> None:
+        runs = self._watch.take_written(self._around)
+        kinds = runs["categories"]
+        shared = kinds == int(Category.PRESENT | Category.FILE)
+        self.pages.merge(numbers_of(runs[shared]))
+        alone = kinds == int(Category.PRESENT)
+        self.unmerged += self.pages.write(numbers_of(runs[alone]))
+
+    def _follow_layout(self) -> None:
+        """Watch what has been mapped since, and forget what is mapped no more."""
+        layout = maps.text(self._maps)
+        if layout == self._layout:
+            return
+        if not layout:
+            raise ProcessLookupError(f"process {self.pid} is another one now")
+        found = [mapping for mapping in maps.parse(layout) if self._fits(mapping)]
+        if not self._layout:
+            self._find_merged(found)
+        watched = [m.span for m in found if self._watch.add(m.span)]
+        self._around = (
+            Span(watched[0].start, watched[-1].stop) if watched else Span(0, 0)
+        )
+        self.pages.keep(watched)
+        self._layout = layout
+
+    def _find_merged(self, found: list[Mapping]) -> None:
+        """Note what was merged before we came, be it that nobody has read it since."""
+        with OtherProcess(self.pid) as space:
+            for mapping in filter(pages.is_pool, found):
+                numbers = pages_of([mapping.span])
+                private = within(numbers, copied(space.pagemap(), mapping.span))
+                self.pages.merge(numbers[~private])
+
+    def _fits(self, mapping: Mapping) -> bool:
+        """Say whether pages of a mapping may be worth merging, as far as maps tells."""
+        if mapping.shared or mapping.special or not mapping.prot & libc.PROT_READ:
+            return False
+        if mapping.inode and not pages.is_pool(mapping):
+            return False
+        return self._guest is None or any(
+            (mapping.span & part).pages for part in self._guest
+        )
+
+    def read(self, seed: int) -> Iterator[Prints]:
+        """Read the pages that are due, some at a time; gives their fingerprints."""
+        due = self.pages.due()
+        with OtherProcess(self.pid) as space:
+            for first in range(0, len(due), READ_PAGES):
+                some = self._private(space, due[first : first + READ_PAGES])
+                found = [np.empty(0, np.uint64)]
+                for spans, prints in fingerprints_of(space, spans_of(some), seed):
+                    if prints is None:
+                        self.pages.strike(pages_of(spans))
+                    else:
+                        self.pages.name(pages_of(spans), prints)
+                        found.append(prints)
+                yield np.concatenate(found)
+
+    def _private(self, space: OtherProcess, numbers: Numbers) -> Numbers:
+        """Leave out pages that are gone, or merged: a look at them may bring them."""
+        entries = entries_of(space.pagemap(), numbers)
+        there = entries & np.uint64(pagemap.ENTRY_PRESENT) != 0
+        self.pages.forget(numbers[~there])
+        shared = there & (entries & np.uint64(pagemap.ENTRY_FILE) != 0)
+        self.pages.merge(numbers[shared])
+        private: Numbers = numbers[there & ~shared]
+        return private
+
+    def frames(self, numbers: Numbers) -> Prints:
+        """Name the frames of pages, ascending, that are mapped more than once."""
+        with OtherProcess(self.pid) as space:
+            return shared_frames(space.pagemap(), numbers)
+
+    def present(self, numbers: Numbers) -> Flags:
+        """Say which pages, ascending, are still there; forget the others."""
+        with OtherProcess(self.pid) as space:
+            entries = entries_of(space.pagemap(), numbers)
+        there: Flags = entries & np.uint64(pagemap.ENTRY_PRESENT) != 0
+        self.pages.forget(numbers[~there])
+        return there
+
+    def share(self, wanted: Numbers, store: Store) -> MergeReport:
+        """Merge pages that have twins, ascending, where that is worth it.
+
+        What does not come to be merged is left alone for a while.
+        """
+        engine = PoolEngine(store, self.pages.names)
+        with OtherProcess(self.pid) as space:
+            wanted = wanted[~_in_whole_huge_pages(space.pagemap(), wanted)]
+            spans = self._pieces(wanted)
+            if not spans:
+                return MergeReport()
+            with self._unwatched(spans):
+                report = merge_all(space, spans, engine=engine)
+            self.outcome.stops += space.stops
+            merged = self._merged(space.pagemap(), wanted)
+        self.pages.merge(wanted[merged])
+        self.pages.strike(wanted[~merged])
+        self.outcome.report += report
+        return report
+
+    def _pieces(self, wanted: Numbers) -> list[Span]:
+        """Cover pages with spans, across short gaps of other pages we have read."""
+        known, _ = self.pages.named()
+        bounds = pieces(
+            np.isin(known, wanted, assume_unique=True),
+            stretches(known, np.empty(0, np.int64)),
+            plan.SHORT_GAP,
+        )
+        return [
+            Span(int(known[first]) * PAGE_SIZE, (int(known[last]) + 1) * PAGE_SIZE)
+            for first, last in bounds - np.array([0, 1])
+        ]
+
+    @contextlib.contextmanager
+    def _unwatched(self, spans: list[Span]) -> Iterator[None]:
+        """Do without the watch in the block: merging needs a userfaultfd of its own.
+
+        Whole mappings: part of one would be a mapping by itself, and its last page
+        not merged. What is written to meanwhile goes unnoticed.
+        """
+        self._note_written()
+        around = Span(spans[0].start, spans[-1].stop)
+        met = [
+            mapping.span
+            for mapping in maps.meeting(self._maps, around)
+            if self._fits(mapping) and any((mapping.span & one).pages for one in spans)
+        ]
+        for span in met:
+            self._watch.leave(span)
+        try:
+            yield
+        finally:
+            for mapping in maps.meeting(self._maps, around):
+                if self._fits(mapping) and self._watch.add(mapping.span):
+                    self._watch.renew(mapping.span)
+
+    def _merged(self, table: int, wanted: Numbers) -> Flags:
+        """Say which pages share a frame with others now: the pool's, or of zeros."""
+        around = Span(int(wanted[0]) * PAGE_SIZE, (int(wanted[-1]) + 1) * PAGE_SIZE)
+        shared: list[Span] = []
+        private: list[Span] = []
+        for mapping in maps.meeting(self._maps, around):
+            part = mapping.span & around
+            if pages.is_pool(mapping):
+                shared.append(part)
+                private += copied(table, part)
+            else:
+                walked = pagemap.walk(table, part, Category.PFNZERO)
+                shared += [run for run, kind in walked if kind & Category.PFNZERO]
+        return within(wanted, shared) & ~within(wanted, private)
+
+
+def _guest_memory(space: OtherProcess) -> list[Span]:
+    """Find the memory of the machine that a process emulates.
+
+    QEMU marks it for KSM, and nothing else. Where the kernel has no KSM, it is what
+    is large.
+    """
+    found = [m for m in space.mappings(EVERYTHING) if m.anonymous]
+    marked = [m.span for m in found if _MERGEABLE in m.flags]
+    return marked or [m.span for m in found if m.span.size >= _GUEST_BYTES]
+
+
+def _in_whole_huge_pages(table: int, numbers: Numbers) -> Flags:
+    """Say which pages are part of huge pages that are not worth breaking."""
+    if not len(numbers):
+        return np.empty(0, bool)
+    blocks, counts = np.unique(numbers // _HUGE_PAGES, return_counts=True)
+    few = np.isin(numbers // _HUGE_PAGES, blocks[counts < _WORTH_BREAKING])
+    around = Span(int(blocks[0]) * HUGE_SIZE, (int(blocks[-1]) + 1) * HUGE_SIZE)
+    walked = pagemap.walk(table, around, Category.HUGE)
+    return few & within(numbers, [run for run, kind in walked if kind & Category.HUGE])

@@ -1,0 +1,276 @@
+"""The scanner on real processes, with a clock that the tests turn."""
+
+import contextlib
+import os
+
+import pytest
+
+from sksm.linux import maps
+from sksm.linux.features import Feature
+from sksm.pages import is_pool
+from sksm.process.other import OtherProcess
+from sksm.scanner.group import FEW_PAGES
+from sksm.scanner.scanner import Scanner, Target
+from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
+from sksm.store.reclaim import copied
+from tests.conftest import end_daemon
+from tests.other.holder import Holder
+
+pytestmark = [
+    pytest.mark.needs(
+        Feature.USERFAULTFD_WP_ASYNC, Feature.PTRACE_SEIZE, Feature.PIDFD_GETFD
+    ),
+    pytest.mark.usefixtures("runtime"),
+]
+QUIET = 4.0
+SAME = list(range(1, 101))  # what all hold, by number
+
+
+class World:
+    """A scanner, its clock, and whom it watches."""
+
+    def __init__(self):
+        self.time = 1000.0
+        self.targets = {}
+        self.scanner = Scanner(lambda: self.targets, QUIET, lambda: self.time)
+
+    def epochs(self, count, seconds=1.0):
+        done = []
+        for _ in range(count):
+            done.append(self.scanner.epoch())
+            self.time += seconds
+        return done
+
+    def member(self, pid):
+        (found,) = (
+            group.members[pid]
+            for group in self.scanner.groups.values()
+            if pid in group.members
+        )
+        return found
+
+
+@pytest.fixture
+def world():
+    made = World()
+    yield made
+    made.scanner.close()
+
+
+@pytest.fixture
+def holder(worker, world):
+    """Give `holder(kinds)`: a process that holds these pages, watched."""
+
+    def start(kinds):
+        one = Holder(worker, kinds)
+        world.targets[one.pid] = Target()
+        return one
+
+    return start
+
+
+def merged(pid, span):
+    """Count the pages that show the pool, be they in the page table or not."""
+    table = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY)
+    try:
+        parts = [m.span & span for m in maps.every_mapping(pid) if is_pool(m)]
+        private = sum(run.pages for part in parts for run in copied(table, part))
+        return sum(part.pages for part in parts) - private
+    finally:
+        os.close(table)
+
+
+def inside(holder, count=100):
+    return Span(holder.span.start, holder.span.start + count * PAGE_SIZE)
+
+
+def test_quiet_pages_with_twins_come_to_share(world, holder):
+    """After as long as they must be quiet, and not before; others stay private."""
+    one, two = holder([*SAME, *range(200, 300)]), holder([*SAME, *range(300, 400)])
+    sums = one.ask("sum"), two.ask("sum")
+    world.epochs(4)
+    assert merged(one.pid, one.span) == merged(two.pid, two.span) == 0
+    world.epochs(2)
+    assert (one.ask("sum"), two.ask("sum")) == sums
+    assert merged(one.pid, inside(one)) == merged(two.pid, inside(two)) == 100
+    assert merged(one.pid, one.span) == 100
+
+
+def test_what_is_written_to_is_left_alone(world, holder):
+    """At every epoch, one page of each."""
+    one, _two = holder(SAME), holder(SAME)
+    for _ in range(10):
+        one.ask("put", 7, 8)
+        one.ask("put", 7, 7 + 1)
+        world.epochs(1)
+    numbers = merged(one.pid, inside(one))
+    assert numbers == 99
+    assert merged(one.pid, Span(one.page(7), one.page(8))) == 0
+
+
+def test_a_page_that_is_unmerged_waits_twice_as_long(world, holder):
+    """Counted, and merged again in the end."""
+    one, two = holder(SAME), holder(SAME)
+    world.epochs(6)
+    for index in range(80):
+        one.ask("put", index, index + 1)  # the same bytes, in a page of its own
+    assert merged(one.pid, inside(one)) == 20
+    world.epochs(6)
+    assert world.member(one.pid).unmerged >= 80
+    assert merged(one.pid, inside(one)) == 20
+    world.epochs(4)
+    assert merged(one.pid, inside(one)) == 100
+    assert one.ask("sum") == two.ask("sum")
+
+
+def test_zeros_become_the_kernels_page_of_zeros(world, holder):
+    """They need no twin, and no pool."""
+    one = holder([0] * 100)
+    world.epochs(6)
+    entries = world.member(one.pid).pages.merged()
+    assert entries >= 100
+    assert merged(one.pid, one.span) == 0
+    assert one.ask("sum")
+
+
+def test_whoever_comes_later_is_merged_with_those_before(world, holder):
+    """The pool knows what they hold."""
+    one, _two = holder(SAME), holder(SAME)
+    world.epochs(6)
+    three = holder(SAME)
+    world.scanner._select_at = 0.0
+    world.epochs(6)
+    assert merged(three.pid, inside(three)) == 100
+    assert one.ask("sum") == three.ask("sum")
+
+
+def test_children_are_watched_anew_and_what_fork_shares_is_no_gain(world, holder):
+    """The kernel does not carry the watch on to them."""
+    one, two = holder(SAME), holder([*SAME[:50], *range(500, 550)])
+    child = one.ask("fork")
+    world.targets[child] = Target()
+    world.epochs(6)
+    assert merged(one.pid, inside(one)) == merged(child, inside(one)) == 50
+    assert merged(two.pid, inside(two)) == 50
+
+
+def test_a_process_that_ends_is_forgotten(world, holder):
+    """And one that becomes another program is watched from the beginning."""
+    one, two = holder(SAME), holder(SAME)
+    world.epochs(6)
+    one.process.kill()
+    world.epochs(2)
+    assert {
+        pid for group in world.scanner.groups.values() for pid in group.members
+    } == {two.pid}
+    assert merged(two.pid, inside(two)) == 100
+
+
+def test_a_process_that_may_not_be_merged_is_named_with_the_reason(world, holder):
+    """Once, and the others go on."""
+    one, _two = holder(SAME), holder(SAME)
+    above = os.getppid()
+    world.targets[above] = Target()
+    world.epochs(6)
+    assert "above it" in world.scanner.refused[above].refusal
+    assert merged(one.pid, inside(one)) == 100
+
+
+def test_memory_that_is_mapped_later_is_watched_too(world, holder):
+    """And what is unmapped is forgotten."""
+    one, two = holder(SAME[:70]), holder(SAME[:70])
+    world.epochs(6)
+    before = world.member(one.pid).pages.seen()
+    for each in (one, two):
+        each.span = Span(*map(int, each.ask("hold", SAME)))
+    world.epochs(6)
+    assert merged(one.pid, inside(one)) == 100
+    assert world.member(one.pid).pages.seen() <= before + 200
+
+
+def test_a_scanner_that_ends_leaves_all_merged_and_its_successor_goes_on(world, holder):
+    """It finds what is merged, and merges it not again."""
+    one, two = holder(SAME), holder(SAME)
+    world.epochs(6)
+    world.scanner.close()
+    assert merged(one.pid, inside(one)) == 100
+    next_ = World()
+    next_.targets = world.targets
+    with contextlib.closing(next_.scanner):
+        next_.epochs(2)
+        assert next_.member(one.pid).pages.merged() >= 100
+        one.ask("put", 3, 9)
+        next_.epochs(6)
+        assert next_.member(one.pid).unmerged >= 1
+        assert one.ask("sum") != two.ask("sum")
+
+
+def test_a_daemon_that_ends_is_replaced(world, holder, runtime):
+    """What it merged stays; what comes later is merged by the next."""
+    one, two = holder(SAME[:70]), holder(SAME[:70])
+    world.epochs(6)
+    end_daemon(runtime)
+    three, four = holder(SAME), holder(SAME)
+    world.scanner._select_at = 0.0
+    world.epochs(8)
+    assert merged(three.pid, inside(three)) == 100
+    assert merged(one.pid, inside(one, 70)) == 70
+    assert one.ask("sum") == two.ask("sum")
+    assert three.ask("sum") == four.ask("sum")
+
+
+def test_what_there_is_no_time_for_is_done_later(world, holder):
+    """Some at a time; what is read or merged by then is not lost."""
+    kinds = list(range(1, 301))
+    one, two = holder(kinds), holder(kinds)
+    world.scanner.budget.left = lambda: 100 / 100_000  # processor time for 100 pages
+    counts = []
+    for _ in range(30):
+        world.epochs(1)
+        counts.append(merged(one.pid, one.span) + merged(two.pid, two.span))
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 3
+    assert counts[-1] >= 600 - 2 * FEW_PAGES
+    assert one.ask("sum") == two.ask("sum")
+
+
+@pytest.mark.parametrize(("alike", "shared"), [(383, 0), (384, 384)])
+def test_a_huge_page_is_broken_only_for_three_quarters_of_its_pages(
+    world, holder, alike, shared
+):
+    """Else the program would lose more than is gained."""
+    one = holder([*range(1, 1400)])
+    first = -(-one.span.start // HUGE_SIZE) * HUGE_SIZE
+    at = (first - one.span.start) // PAGE_SIZE
+    if one.ask("huge"):
+        pytest.skip("the kernel makes no huge page here")
+    two = holder([*range(at + 1, at + 1 + alike)])
+    world.epochs(6)
+    assert merged(one.pid, one.span) == shared
+    assert one.ask("sum")
+    assert two.ask("sum")
+
+
+def test_a_watch_leaves_nothing_behind_in_the_process(world, holder):
+    """No mapping, no descriptor; for as long as it lasts, too."""
+    one, _two = holder(SAME), holder(SAME)
+    files = len(os.listdir(f"/proc/{one.pid}/fd"))
+    with OtherProcess(one.pid) as space:
+        mappings = space.count_mappings()
+    world.epochs(2)
+    assert len(os.listdir(f"/proc/{one.pid}/fd")) == files
+    with OtherProcess(one.pid) as space:
+        assert space.count_mappings() == mappings
+    world.epochs(6)
+    assert len(os.listdir(f"/proc/{one.pid}/fd")) == files
+
+
+def test_many_epochs_leak_nothing(world, holder):
+    """Descriptors of ours, above all."""
+    one, _two = holder(SAME), holder(SAME)
+    world.epochs(8)
+    before = len(os.listdir("/proc/self/fd"))
+    for turn in range(50):
+        one.ask("put", turn % 100, 1 + turn % 100)
+        world.epochs(2, seconds=30.0)
+    assert len(os.listdir("/proc/self/fd")) <= before
