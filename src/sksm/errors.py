@@ -13,6 +13,12 @@ class SksmError(Exception):
     exit_code = 1
 
 
+class Misconfigured(SksmError):
+    """A file of settings is wrong. The message names the file, the line, the fix."""
+
+    exit_code = 2
+
+
 class Unsupported(SksmError):
     """This kernel, or this memory, does not allow it."""
 

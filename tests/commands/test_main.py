@@ -9,7 +9,13 @@ import click
 import pytest
 
 from sksm.commands import main as program
-from sksm.errors import DaemonUnreachable, NotPermitted, SksmError, Unsupported
+from sksm.errors import (
+    DaemonUnreachable,
+    Misconfigured,
+    NotPermitted,
+    SksmError,
+    Unsupported,
+)
 from tests.commands.conftest import PROGRAM
 
 
@@ -17,6 +23,7 @@ from tests.commands.conftest import PROGRAM
     ("error", "code"),
     [
         (SksmError("so it is"), 1),
+        (Misconfigured("so it is"), 2),
         (Unsupported("so it is"), 3),
         (NotPermitted("so it is"), 4),
         (PermissionError(errno.EACCES, "so it is"), 4),
