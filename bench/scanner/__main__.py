@@ -32,7 +32,6 @@ from bench.scanner import (
 from bench.scanner import guests as machines
 from bench.scanner.guests import Case
 
-_MIB = 2.0**20
 _File = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -80,7 +79,9 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("names", nargs=-1, type=click.Choice(scanners.CASES), metavar="[CASE].")
+@click.argument(
+    "names", nargs=-1, type=click.Choice(scanners.CASES), metavar="[CASE]..."
+)
 @click.option("--guests", default=3, show_default=True, type=click.IntRange(1))
 @click.option(
     "--idle",
@@ -93,12 +94,11 @@ def main() -> None:
 @click.option("--rounds", default=100_000, show_default=True, help="Of computing.")
 @click.option("--against", type=_File, help="Take other cases from an earlier --json.")
 @common(every=0.5)
-def guests(names: tuple[str, ...], by: str, target: Path | None, **given: Any) -> None:
+def guests(names: tuple[str, ...], by: str, against: Path | None, **given: Any) -> None:
     """Boot guests, have them work and rest: under one scanner after another.
 
     Without `nothing`, measured here or before, there is nothing to compare with.
     """
-    plot, against = given.pop("plot"), given.pop("against")
     options = machines.Options(
         guests=given["guests"],
         idle_seconds=given["idle"],
@@ -115,12 +115,13 @@ def guests(names: tuple[str, ...], by: str, target: Path | None, **given: Any) -
     console.print(report.table(cases, found, by))
     for remark in report.remarks(cases, found):
         console.print(remark, markup=False, highlight=False, soft_wrap=True)
-    if target:
-        _write(target, options, started, {"cases": cases, "outcomes": found})
-    if plot:
+    if given["target"]:
+        figures = {"cases": cases, "outcomes": found}
+        _write(given["target"], options, started, figures)
+    if given["plot"]:
         from bench.scanner import pictures  # noqa: PLC0415
 
-        pictures.draw_guests(cases, by, plot)
+        pictures.draw_guests(cases, by, given["plot"])
     sys.exit(any(case.failed for case in cases))
 
 

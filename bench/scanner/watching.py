@@ -28,7 +28,7 @@ from sksm.errors import DaemonUnreachable
 from sksm.linux import ksm
 from sksm.process import status
 
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37  # linux/prctl.h
 _END_SECONDS = 20.0
 _MARK = "SKSM_BENCH_WATCH"  # in the environment of all that the command starts
 
@@ -125,11 +125,12 @@ def watching(options: Options, *what: str) -> Iterator[Watch]:
         options: how to start it.
         what: its options that say which processes to watch.
     """
-    # So that sksmd, which is nobody's child, becomes ours: we see its processor time
-    # to the end.
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     mark = secrets.token_hex(8)
-    with run.own_daemon(), tempfile.TemporaryDirectory(prefix="sksm-watch-") as folder:
+    with (
+        _orphans_are_ours(),
+        run.own_daemon(),
+        tempfile.TemporaryDirectory(prefix="sksm-watch-") as folder,
+    ):
         said = Path(folder, "said")
         watch: Watch | None = None
         try:
@@ -146,6 +147,18 @@ def watching(options: Options, *what: str) -> Iterator[Watch]:
             # If it was killed with ksmd in its hands; its notes go with the daemon.
             with contextlib.suppress(OSError):
                 ksm.repair(runtime.directory() / ksm.STATE_NAME)
+
+
+@contextlib.contextmanager
+def _orphans_are_ours() -> Iterator[None]:
+    """Have sksmd, which is nobody's child, be ours: its processor time is seen."""
+    libc, before = ctypes.CDLL(None), ctypes.c_int()
+    libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before))
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, before.value)
 
 
 def _started(
