@@ -108,7 +108,8 @@ def guests(names: tuple[str, ...], by: str, against: Path | None, **given: Any) 
         watch=watching.Options(given["watch_command"], given["cpu"]),
     )
     started = time.monotonic()
-    cases = [*_earlier(against, names), *_measured(names or scanners.CASES, options)]
+    earlier = _earlier(against, names, options)
+    cases = [*earlier, *_measured(names or scanners.CASES, options)]
     cases.sort(key=lambda case: scanners.CASES.index(case.name))
     found = outcome.outcomes(cases, by)
     console = Console()
@@ -200,11 +201,17 @@ def _measured(names: tuple[str, ...], options: machines.Options) -> list[Case]:
     return found
 
 
-def _earlier(file: Path | None, names: tuple[str, ...]) -> list[Case]:
+def _earlier(
+    file: Path | None, names: tuple[str, ...], options: machines.Options
+) -> list[Case]:
     """Read the cases that shall not be measured again."""
     if file is None:
         return []
-    cases = msgspec.convert(json.loads(file.read_text())["cases"], list[Case])
+    read = json.loads(file.read_text())
+    before = msgspec.convert(read["options"], machines.Options)
+    if msgspec.structs.replace(before, watch=options.watch) != options:
+        sys.exit(f"guests: {file} was measured with other options")
+    cases = msgspec.convert(read["cases"], list[Case])
     return [case for case in cases if case.name not in names]
 
 
