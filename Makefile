@@ -67,6 +67,10 @@ bench-programs: $(PROGRAMS) ## Merge real programs that run, and measure what it
 experiment: $(PLOTS) ## A thousand processes with patched code, merged again (proposal)
 	$(BIN)/python -m bench.experiment --plot experiment.png $(ARGS)
 
+.PHONY: bench-scanner
+bench-scanner: $(PROGRAMS) $(PLOTS) ## Guests under `sksm watch` and ksmd; or ARGS=churn
+	$(BIN)/python -m bench.scanner $(or $(ARGS),guests --plot scanner.png)
+
 .PHONY: venv
 venv: $(STAMP) ## Create the environment (the others do it when needed)
 	@:

@@ -1,12 +1,14 @@
 """Virtual machines under software emulation: a stock kernel, busybox, some files.
 
 A guest idles after it has booted. Its first program reads a line from the serial
-console and answers with one, from files that it holds in memory.
+console and answers with one, from files that it holds in memory. Where its image
+has archives, it can be given real work, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import platform
@@ -16,6 +18,7 @@ import select
 import shutil
 import socket
 import subprocess
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,23 +36,8 @@ _BOOT_SECONDS = 180.0
 _ANSWER_SECONDS = 60.0
 _CONSOLE_PROMPT = "ready>"
 
-# What the guest does. A file is named by its number in the list of all.
-_INIT = """#!/bin/sh
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-mount -t tmpfs tmp /tmp
-exec </dev/ttyS0 >/dev/ttyS0 2>&1
-stty -echo -onlcr
-echo "ready>"
-while read -r word name; do
-  case $word in
-    sum) md5sum </files/$name ;;
-    count) ls /files | wc -l ;;
-    write) echo "$name" >>/tmp/written; md5sum </tmp/written ;;
-  esac
-done
-"""
+_INIT = Path(__file__).with_name("guest_init.sh")
+_WORK = Path(__file__).with_name("guest_work.awk")
 
 
 @contextlib.contextmanager
@@ -59,37 +47,36 @@ def guests() -> Iterator[Crew]:
     Raises:
         Skipped: they cannot be had.
     """
-    if platform.machine() != "x86_64":
-        raise Skipped("the guests are of x86-64, and emulating that elsewhere is slow")
-    with (
-        packages("qemu-system-x86", "busybox-static", alone=[_KERNEL]) as found,
-        tempfile.TemporaryDirectory(prefix="sksm-guests-") as name,
-        contextlib.ExitStack() as stack,
-    ):
-        folder = Path(name)
-        image = _image(found, folder)
-        consoles = [
-            stack.enter_context(_guest(found, folder, image, number))
-            for number in range(GUESTS)
-        ]
+    with built() as image, started(image, GUESTS) as consoles:
         for console in consoles:
             console.wait_for_boot()
         sums = _sums(image.files)
-        inspect = functools.partial(_inspect, consoles, sums)
         clients = [_client(n, console, sums) for n, console in enumerate(consoles)]
-        crew = Crew([console.pid for console in consoles], clients, inspect)
+        check = functools.partial(inspect, image, consoles)
+        crew = Crew([console.pid for console in consoles], clients, check)
         booted = max(console.boot_seconds for console in consoles)
         crew.notes.append(f"kernel {image.version}, booted in {booted:.1f} s")
         yield crew
 
 
+@dataclasses.dataclass
 class Image:
     """What the guests boot from."""
 
-    def __init__(self, kernel: Path, initramfs: Path, files: list[Path]) -> None:
-        self.kernel = kernel
-        self.initramfs = initramfs
-        self.files = files
+    found: Packages
+    folder: Path  # of our own, for what belongs to guests
+    files: list[Path]  # that they hold
+    archives: dict[str, list[Path]]  # that they can unpack: what is in them, by name
+
+    @property
+    def kernel(self) -> Path:
+        """Its file."""
+        return self.found.file("boot/vmlinuz-*")
+
+    @property
+    def initramfs(self) -> Path:
+        """The file that the first file system is packed in."""
+        return self.folder / "initramfs"
 
     @property
     def version(self) -> str:
@@ -97,53 +84,85 @@ class Image:
         return self.kernel.name.removeprefix("vmlinuz-")
 
 
-def _image(found: Packages, folder: Path) -> Image:
+@contextlib.contextmanager
+def built(*archives: str, archive_bytes: int = 28 << 20) -> Iterator[Image]:
+    """Have an image for guests.
+
+    Args:
+        archives: names of archives that they shall hold.
+        archive_bytes: how much to have in each of them, at most.
+
+    Raises:
+        Skipped: they cannot be had.
+    """
+    if platform.machine() != "x86_64":
+        raise Skipped("the guests are of x86-64, and emulating that elsewhere is slow")
+    with (
+        packages("qemu-system-x86", "busybox-static", alone=[_KERNEL]) as found,
+        tempfile.TemporaryDirectory(prefix="sksm-guests-") as folder,
+    ):
+        image = Image(found, Path(folder), [], {})
+        modules = sorted(found.file(f"lib/modules/{image.version}").rglob("*.ko"))
+        image.files = _take(modules, _FILES_BYTES)
+        for name in archives:
+            image.archives[name] = _take(modules, archive_bytes)
+        _pack(image)
+        yield image
+
+
+def _take(modules: list[Path], room: int) -> list[Path]:
+    """Take modules from the list, by name, until it is enough."""
+    taken = []
+    for module in list(modules):
+        if (size := module.stat().st_size) <= room:
+            room -= size
+            modules.remove(module)
+            taken.append(module)
+    return taken
+
+
+def _pack(image: Image) -> None:
     """Build the guests' first file system: an archive that busybox packs."""
-    root = folder / "root"
-    for name in ("bin", "dev", "files", "proc", "sys", "tmp"):
+    root = image.folder / "root"
+    for name in ("archives", "bin", "dev", "files", "proc", "sys", "tmp"):
         (root / name).mkdir(parents=True)
-    busybox = found.file("bin/busybox")
+    busybox = image.found.file("bin/busybox")
     shutil.copy(busybox, root / "bin")
     for applet in subprocess.check_output([busybox, "--list"], text=True).split():
         with contextlib.suppress(FileExistsError):
             (root / "bin" / applet).symlink_to("busybox")
-    init = root / "init"
-    init.write_text(_INIT)
-    init.chmod(0o755)
-    kernel = found.file("boot/vmlinuz-*")
-    modules = found.file(f"lib/modules/{kernel.name.removeprefix('vmlinuz-')}")
-    files = _copy_some(modules, root / "files")
-    archive = folder / "initramfs"
+    shutil.copy(_WORK, root / "work.awk")
+    shutil.copy(_INIT, root / "init")
+    (root / "init").chmod(0o755)
+    for number, file in enumerate(image.files):
+        shutil.copy(file, root / "files" / str(number))
+    for name, files in image.archives.items():
+        with tarfile.open(root / "archives" / name, "w:gz", compresslevel=6) as archive:
+            for number, file in enumerate(files):
+                archive.add(file, str(number))
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
     packed = subprocess.run(
         [busybox, "cpio", "-o", "-H", "newc"],
         input="\n".join(names).encode(),
-        stdout=archive.open("wb"),
+        stdout=image.initramfs.open("wb"),
         stderr=subprocess.PIPE,
         cwd=root,
     )
     if packed.returncode:
         raise Wrong(f"cpio: {packed.stderr.decode()[-300:]}")
-    return Image(kernel, archive, files)
-
-
-def _copy_some(modules: Path, target: Path) -> list[Path]:
-    """Copy modules by name until it is enough, each under its number."""
-    copied: list[Path] = []
-    room = _FILES_BYTES
-    for module in sorted(modules.rglob("*.ko")):
-        if module.stat().st_size <= room:
-            room -= module.stat().st_size
-            copied.append(target / str(len(copied)))
-            shutil.copy(module, copied[-1])
-    return copied
 
 
 @contextlib.contextmanager
-def _guest(
-    found: Packages, folder: Path, image: Image, number: int
-) -> Iterator[Console]:
-    path = folder / f"{number}.sock"
+def started(image: Image, count: int) -> Iterator[list[Console]]:
+    """Have guests that boot."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(_guest(image, number)) for number in range(count)]
+
+
+@contextlib.contextmanager
+def _guest(image: Image, number: int) -> Iterator[Console]:
+    path = image.folder / f"{number}.sock"
+    found = image.found
     command = [found.file("usr/bin/qemu-system-x86_64"), "-nodefaults", "-no-reboot"]
     for name in ("seabios", "qemu"):
         command += ["-L", found.file(f"usr/share/{name}")]
@@ -151,7 +170,7 @@ def _guest(
     command += ["-kernel", image.kernel, "-initrd", image.initramfs]
     command += ["-append", "console=ttyS0 quiet panic=-1"]
     command += ["-serial", f"unix:{path},server=on,wait=on"]
-    log = folder / f"{number}.log"
+    log = image.folder / f"{number}.log"
     with (
         log.open("wb") as errors,
         running(
@@ -198,14 +217,14 @@ class Console:
             pass
         self.boot_seconds = time.monotonic() - self._started
 
-    def ask(self, line: str) -> str:
+    def ask(self, line: str, seconds: float = _ANSWER_SECONDS) -> str:
         """Send a line and give the answer's.
 
         Raises:
-            Wrong: none came.
+            Wrong: none came in so many seconds.
         """
         self._end.sendall(f"{line}\n".encode())
-        return self._line(_ANSWER_SECONDS)
+        return self._line(seconds)
 
     def _line(self, seconds: float) -> str:
         deadline = time.monotonic() + seconds
@@ -221,10 +240,11 @@ class Console:
 
 
 def _sums(files: list[Path]) -> list[str]:
-    return [_md5(file.read_bytes()) for file in files]
+    return [md5(file.read_bytes()) for file in files]
 
 
-def _md5(contents: bytes) -> str:
+def md5(contents: bytes) -> str:
+    """Sum up as the guests do."""
     return hashlib.md5(contents, usedforsecurity=False).hexdigest()
 
 
@@ -237,7 +257,7 @@ def _client(number: int, console: Console, sums: list[str]) -> Client:
         if chance.random() < 0.2:
             word = f"{chance.randrange(10**9)}"
             written.extend(f"{word}\n".encode())
-            wanted = f"{_md5(written)}  -"
+            wanted = f"{md5(written)}  -"
             expect(console.ask(f"write {word}"), wanted, "a file written")
         else:
             file = chance.randrange(len(sums))
@@ -246,7 +266,13 @@ def _client(number: int, console: Console, sums: list[str]) -> Client:
     return ask
 
 
-def _inspect(consoles: list[Console], sums: list[str]) -> None:
+def inspect(image: Image, consoles: list[Console]) -> None:
+    """Make sure that the guests still have the image's files.
+
+    Raises:
+        Wrong: they have not.
+    """
+    sums = _sums(image.files)
     for console in consoles:
         expect(console.ask("count"), str(len(sums)), "files")
         for number, sum_ in enumerate(sums):

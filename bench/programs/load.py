@@ -31,6 +31,7 @@ class Phase(msgspec.Struct, frozen=True):
 
     answers: int
     seconds: float
+    p50_seconds: float
     p99_seconds: float
     max_seconds: float
 
@@ -107,9 +108,9 @@ class Load:
             if start <= answer.there < stop
         )
         if not times:
-            return Phase(0, stop - start, stop - start, stop - start)
-        p99 = times[min(len(times) - 1, len(times) * 99 // 100)]
-        return Phase(len(times), stop - start, p99, times[-1])
+            return Phase(0, *[stop - start] * 4)
+        p50, p99 = (times[len(times) * part // 100] for part in (50, 99))
+        return Phase(len(times), stop - start, p50, p99, times[-1])
 
     def _ask(self, client: Client, answers: list[Answer]) -> None:
         while not self._over.is_set():

@@ -63,7 +63,7 @@ def separate() -> Iterator[Crew]:
     with contextlib.ExitStack() as stack:
         doors = _doors(stack)
         for door in doors:
-            start = running(command, stdin=door, env=_environment())
+            start = running(command, stdin=door, env=environment())
             stack.enter_context(start)
         yield _crew(doors, working=False)
 
@@ -75,7 +75,7 @@ def _forked(*, working: bool) -> Iterator[Crew]:
         doors = _doors(stack)
         sockets = [door.fileno() for door in doors]
         command = _command(*map(str, sockets), *(["--working"] if working else []))
-        start = running(command, pass_fds=sockets, env=_environment())
+        start = running(command, pass_fds=sockets, env=environment())
         parent = stack.enter_context(start)
         crew = _crew(doors, working=working)
         crew.kin = [parent.pid]
@@ -101,22 +101,28 @@ def _doors(stack: contextlib.ExitStack) -> list[socket.socket]:
     ]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Give the environment in which workers run."""
     return {**os.environ, "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _crew(doors: list[socket.socket], *, working: bool) -> Crew:
     ports = [door.getsockname()[1] for door in doors]
-    pids = [wait_for(lambda port=port: _ask(port, "/pid"), "worker") for port in ports]
+    pids = [wait_for(lambda port=port: get(port, "/pid"), "worker") for port in ports]
     return Crew(
         pids=pids,
-        clients=[_client(port) for port in ports],
+        clients=[client(port) for port in ports],
         inspect=functools.partial(_inspect, ports),
         busy=working,
     )
 
 
-def _ask(port: int, path: str) -> Any:
+def get(port: int, path: str) -> Any:
+    """Get what a worker says.
+
+    Raises:
+        Wrong: it says that something went wrong.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
     with contextlib.closing(connection):
         connection.request("GET", path)
@@ -125,18 +131,18 @@ def _ask(port: int, path: str) -> Any:
         return json.loads(answer.read())
 
 
-def _client(port: int) -> Client:
+def client(port: int, seed: int | None = None) -> Client:
     """Ask for single objects, and now and then for a sum over the table."""
-    chance = random.Random(port)
+    chance = random.Random(port if seed is None else seed)
 
     def ask() -> None:
         if chance.random() < 0.1:
             key = chance.randrange(64)
-            expect(_ask(port, f"/total/{key}"), _totals()[key], f"total of {key}")
+            expect(get(port, f"/total/{key}"), _totals()[key], f"total of {key}")
         else:
             number = chance.randrange(python_worker.USERS)
             wanted = python_worker.user(number)
-            expect(_ask(port, f"/user/{number}"), wanted, f"user {number}")
+            expect(get(port, f"/user/{number}"), wanted, f"user {number}")
 
     return ask
 
@@ -148,11 +154,12 @@ def _totals() -> list[int]:
 
 
 @functools.cache
-def _digest() -> str:
+def digest() -> str:
+    """Give what a worker must answer when it is asked for everything."""
     users = [python_worker.user(number) for number in range(python_worker.USERS)]
     return python_worker.digest(users, python_worker.columns())
 
 
 def _inspect(ports: list[int]) -> None:
     for port in ports:
-        expect(_ask(port, "/digest"), _digest(), "digest of all objects")
+        expect(get(port, "/digest"), digest(), "digest of all objects")

@@ -81,6 +81,7 @@ def application(held: Held) -> Any:
     import flask  # noqa: PLC0415
 
     app = flask.Flask("worker")
+    app.config["HELD"] = held
 
     @app.get("/pid")
     def pid() -> Any:
@@ -101,6 +102,11 @@ def application(held: Held) -> Any:
         return flask.jsonify(digest(held.users, table))
 
     return app
+
+
+def loaded() -> Any:
+    """Load everything and build the application, for a server that forks itself."""
+    return application(Held())
 
 
 def serve(held: Held, descriptor: int, *, working: bool) -> None:
