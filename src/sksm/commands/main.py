@@ -21,6 +21,7 @@ _COMMANDS = (
     "estimate",
     "merge",
     "unmerge",
+    "watch",
     "run",
     "stat",
     "doctor",

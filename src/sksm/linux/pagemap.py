@@ -165,14 +165,23 @@ def take_written(pagemap: int, span: Span) -> npt.NDArray[np.void]:
         OSError: ESRCH when the process has ended or runs another program; ENOTTY
             before Linux 6.7.
     """
-    parts, at = [], span.start
+    wanted = pm_scan_arg(
+        flags=PM_SCAN_WP_MATCHING,
+        category_mask=_WATCHED_AND_WRITTEN,
+        return_mask=Category.PRESENT | Category.FILE | Category.PFNZERO,
+    )
+    return _scan_all(pagemap, span, wanted)
+
+
+def of_zeros(pagemap: int, span: Span) -> npt.NDArray[np.void]:
+    """List the runs, as above, of pages that show the kernel's page of zeros."""
+    return _scan_all(pagemap, span, pm_scan_arg(category_mask=Category.PFNZERO))
+
+
+def _scan_all(pagemap: int, span: Span, arg: pm_scan_arg) -> npt.NDArray[np.void]:
+    parts, at = [np.empty(0, PAGE_REGION)], span.start
     while at < span.stop:
-        wanted = pm_scan_arg(
-            flags=PM_SCAN_WP_MATCHING,
-            category_mask=_WATCHED_AND_WRITTEN,
-            return_mask=Category.PRESENT | Category.FILE | Category.PFNZERO,
-        )
-        found, at = _scan(pagemap, Span(at, span.stop), wanted, _MOST_RUNS)
+        found, at = _scan(pagemap, Span(at, span.stop), arg, _MOST_RUNS)
         parts.append(found)
     return np.concatenate(parts)
 

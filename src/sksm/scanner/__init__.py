@@ -1,1 +1,1 @@
-"""What to merge in running processes, and when: policy, and no system calls."""
+"""What to merge in running processes, and when."""

@@ -80,7 +80,8 @@ class Scanner:
         """Look at everybody once, and do what is worth it."""
         self._count += 1
         done = Epoch(self._count)
-        began, news = time.process_time(), self._follow()
+        came = self._follow()
+        began = time.process_time()
         now = self._clock()
         for group in self.groups.values():
             for member in group.members.values():
@@ -97,8 +98,11 @@ class Scanner:
                 _log.warning("domain %s: %s", group.domain.name, error)
                 group.close()
         self._drop_failed()
-        news |= done.read_pages > _NEWS * done.seen_pages or done.offered_pages > 0
-        self.pause = self.budget.pause(news=news, cost=done.looking_seconds)
+        news = came or done.read_pages > _NEWS * done.seen_pages
+        news |= done.offered_pages > 0
+        # The first look at a process costs more than any other.
+        cost = 0.0 if came else done.looking_seconds
+        self.pause = self.budget.pause(news=news, cost=cost)
         return done
 
     def _work(self, group: Group, done: Epoch) -> None:

@@ -204,34 +204,33 @@ class Watched:
         """
         self._note_written()
         around = Span(spans[0].start, spans[-1].stop)
-        met = [
-            mapping.span
-            for mapping in maps.meeting(self._maps, around)
-            if self._fits(mapping) and any((mapping.span & one).pages for one in spans)
-        ]
-        for span in met:
-            self._watch.leave(span)
+        for mapping in maps.parse(maps.text(self._maps)):
+            if (mapping.span & around).pages and self._fits(mapping):
+                self._watch.leave(mapping.span)
         try:
             yield
         finally:
-            for mapping in maps.meeting(self._maps, around):
-                if self._fits(mapping) and self._watch.add(mapping.span):
-                    self._watch.renew(mapping.span)
+            self._follow_layout()
+            self._watch.take_written(around)
 
     def _merged(self, table: int, wanted: Numbers) -> Flags:
-        """Say which pages share a frame with others now: the pool's, or of zeros."""
+        """Say which pages were merged, of those that had been there and private.
+
+        What shows the pool is a file's page, or absent until somebody reads it; what
+        holds zeros shows the kernel's page of them. A real swap entry is neither.
+        """
         around = Span(int(wanted[0]) * PAGE_SIZE, (int(wanted[-1]) + 1) * PAGE_SIZE)
-        shared: list[Span] = []
-        private: list[Span] = []
-        for mapping in maps.meeting(self._maps, around):
-            part = mapping.span & around
-            if pages.is_pool(mapping):
-                shared.append(part)
-                private += copied(table, part)
-            else:
-                walked = pagemap.walk(table, part, Category.PFNZERO)
-                shared += [run for run, kind in walked if kind & Category.PFNZERO]
-        return within(wanted, shared) & ~within(wanted, private)
+        zeros = numbers_of(pagemap.of_zeros(table, around))
+        entries = entries_of(table, wanted)
+        absent = entries & _SOMEWHERE == 0
+        absent |= entries & _MARKER == _MARKER
+        merged: Flags = absent | (entries & np.uint64(pagemap.ENTRY_FILE) != 0)
+        return merged | np.isin(wanted, zeros, assume_unique=True)
+
+
+# What userfaultfd leaves in an absent entry looks like a swap entry.
+_SOMEWHERE = np.uint64(pagemap.ENTRY_PRESENT | pagemap.ENTRY_SWAPPED)
+_MARKER = np.uint64(pagemap.ENTRY_SWAPPED | pagemap.ENTRY_UFFD_WP)
 
 
 def _guest_memory(space: OtherProcess) -> list[Span]:
