@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sksm.linux.pagemap import PAGE_REGION
 from sksm.scanner.ages import Pages, numbers_of
-from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
+from sksm.spans import HUGE_SIZE, PAGE_SIZE
 
 QUIET = 3.0
 # Few blocks, far apart, so that pages are met again; and their edges.
@@ -123,11 +123,11 @@ def test_pages_of_mappings_that_are_gone_are_forgotten():
     """By blocks: a mapping that keeps a part of one keeps the block."""
     pages = Pages(QUIET)
     pages.write(numbers([0, 512, 1024, 5 * 512]))
-    inside = Span(HUGE_SIZE + PAGE_SIZE, HUGE_SIZE + 2 * PAGE_SIZE)
-    pages.keep([inside, Span(5 * HUGE_SIZE, 9 * HUGE_SIZE)])
+    inside = (HUGE_SIZE + PAGE_SIZE, HUGE_SIZE + 2 * PAGE_SIZE)
+    pages.keep(numbers([inside, (5 * HUGE_SIZE, 9 * HUGE_SIZE)]))
     pages.grow_older(3)
     assert pages.due().tolist() == [512, 5 * 512]
-    pages.keep([])
+    pages.keep(np.empty((0, 2), np.int64))
     assert pages.seen() == 0
 
 

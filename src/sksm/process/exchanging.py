@@ -10,7 +10,8 @@ import collections
 import contextlib
 import errno
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sksm.linux import calls
 from sksm.process import CHANGED, EXCHANGE_PAGES, Exchange
@@ -112,7 +113,7 @@ class Exchanging:
         site: where.
         pool: its descriptor in that process.
         comparison: of both.
-        unchanged: says whether an exchange still fits the mappings.
+        unchanged: says whether exchanges still fit the mappings.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Exchanging:
         site: Site,
         pool: int,
         comparison: Comparison,
-        unchanged: Callable[[Exchange], bool],
+        unchanged: Callable[[Sequence[Exchange]], Iterable[bool]],
     ) -> None:
         self._site, self._pool = site, pool
         self._comparison, self._unchanged = comparison, unchanged
@@ -187,11 +188,8 @@ class Exchanging:
     def _replace(
         self, some: list[Exchange], equal: list[bool], held: list[int]
     ) -> list[int]:
-        chosen = [
-            item
-            for item, same in zip(some, equal, strict=True)
-            if same and self._unchanged(item)
-        ]
+        same = list(itertools.compress(some, equal))
+        chosen = list(itertools.compress(same, self._unchanged(same)))
         script = self._site.script(held, self._pool)
         for item in chosen:
             script.add(item, self._spare(item))

@@ -265,17 +265,24 @@ class OtherProcess:
         barrier = self._barrier() if self._protected else None
         return Site(self._established(), barrier)
 
-    def _unchanged(self, item: Exchange) -> bool:
-        """See whether the mappings are what they were when it was planned."""
-        found = self._now(item.span)
-        return sum(
-            (m.span & item.span).pages for m in found
-        ) == item.span.pages and all(
-            mapping.prot == item.prot
-            and not mapping.shared
-            and mapping.anonymous == item.anonymous
-            for mapping in found
-        )
+    def _unchanged(self, items: Sequence[Exchange]) -> Iterator[bool]:
+        """See whether the mappings are what they were when it was planned.
+
+        While all threads are held: what lies in the mapping that was met last needs
+        no other look.
+        """
+        found: list[maps.Mapping] = []
+        for item in items:
+            if len(found) != 1 or found[0].span & item.span != item.span:
+                found = self._now(item.span)
+            yield sum(
+                (m.span & item.span).pages for m in found
+            ) == item.span.pages and all(
+                mapping.prot == item.prot
+                and not mapping.shared
+                and mapping.anonymous == item.anonymous
+                for mapping in found
+            )
 
     def _now(self, span: Span) -> list[maps.Mapping]:
         return maps.meeting(self._files["maps"], span)

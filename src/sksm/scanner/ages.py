@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sksm.holding import Prints
-from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
+from sksm.spans import HUGE_SIZE, PAGE_SIZE
 from sksm.twins import Flags
 
 Numbers = npt.NDArray[np.int64]
@@ -130,10 +130,12 @@ class Pages:
         """Count the pages that there are."""
         return int(np.count_nonzero(self._ages != _NEVER))
 
-    def keep(self, spans: list[Span]) -> None:
-        """Forget blocks that no span, ascending, meets any more."""
-        bounds = np.array([(span.start, span.stop) for span in spans], np.int64)
-        bounds = bounds.reshape(-1, 2)
+    def keep(self, bounds: npt.NDArray[np.int64]) -> None:
+        """Forget blocks that no mapping meets any more.
+
+        Args:
+            bounds: begin and end of each, ascending: shape (mappings, 2).
+        """
         starts = self._blocks * HUGE_SIZE
         before = np.searchsorted(bounds[:, 0], starts + HUGE_SIZE)
         ends = np.concatenate(([0], bounds[:, 1]))[before]

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 import numpy as np
 
-from sksm import pages
+from sksm import twins
 from sksm.engines import plan
 from sksm.engines.pool import PoolEngine
 from sksm.holding import Prints, entries_of, fingerprints_of, shared_frames
-from sksm.linux import libc, maps, pagemap
-from sksm.linux.maps import Mapping
+from sksm.linux import maps, pagemap
 from sksm.linux.pagemap import Category
 from sksm.outcomes import Outcome
+from sksm.pages import is_pool
 from sksm.pipeline import merge_all
 from sksm.process import pages_of, spans_of, status, within
-from sksm.process.other import EVERYTHING, OtherProcess
+from sksm.process.other import OtherProcess
 from sksm.report import MergeReport
 from sksm.scanner.ages import Numbers, Pages, numbers_of
+from sksm.scanner.layout import Bounds, Layout, guest_memory, joined
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 from sksm.store import Store
 from sksm.store.reclaim import copied
-from sksm.twins import Flags, pieces, stretches
+from sksm.twins import Flags, pieces
 
 READ_PAGES = 4096  # at a time, before somebody looks at the budget again
 _HUGE_PAGES = HUGE_SIZE // PAGE_SIZE
 _WORTH_BREAKING = _HUGE_PAGES * 3 // 4  # of a huge page's pages that have twins
-_GUEST_BYTES = 64 << 20  # smaller mappings of an emulator are no guest's memory
-_MERGEABLE = "mg"  # VmFlags: MADV_MERGEABLE, which QEMU gives its guest's memory
 
 
 class Watched:
@@ -51,15 +49,12 @@ class Watched:
         self.outcome = Outcome(pid, status.name(pid))  # of all since the beginning
         self.unmerged = 0  # pages, since the beginning
         self.twin_pages = 0  # that had an equal page elsewhere, when last compared
-        self._guest: list[Span] | None = None
-        self._layout = b""
-        self._around = Span(0, 0)
+        self._bounds = np.empty((0, 2), np.int64)  # of all mappings
         with contextlib.ExitStack() as scope:
-            self._maps = maps.open_table(pid)
-            scope.callback(os.close, self._maps)
             with OtherProcess(pid) as space:
-                if guest_only:
-                    self._guest = _guest_memory(space)
+                guest = guest_memory(space) if guest_only else None
+                self._layout = Layout(pid, guest)
+                scope.callback(self._layout.close)
                 self._watch = space.watch()
                 scope.callback(self._watch.end)
             self._scope = scope.pop_all()
@@ -82,7 +77,8 @@ class Watched:
         self._note_written()
 
     def _note_written(self) -> None:
-        runs = self._watch.take_written(self._around)
+        everything = Span(int(self._bounds[0, 0]), int(self._bounds[-1, 1]))
+        runs = self._watch.take_written(everything)
         kinds = runs["categories"]
         shared = kinds == int(Category.PRESENT | Category.FILE)
         self.pages.merge(numbers_of(runs[shared]))
@@ -91,38 +87,30 @@ class Watched:
 
     def _follow_layout(self) -> None:
         """Watch what has been mapped since, and forget what is mapped no more."""
-        layout = maps.text(self._maps)
-        if layout == self._layout:
+        first = not len(self._bounds)
+        new = self._layout.news()
+        if new is None:
             return
-        if not layout:
-            raise ProcessLookupError(f"process {self.pid} is another one now")
-        found = [mapping for mapping in maps.parse(layout) if self._fits(mapping)]
-        if not self._layout:
-            self._find_merged(found)
-        watched = [m.span for m in found if self._watch.add(m.span)]
-        self._around = (
-            Span(watched[0].start, watched[-1].stop) if watched else Span(0, 0)
-        )
-        self.pages.keep(watched)
-        self._layout = layout
+        if first:
+            self._find_merged()
+        self._add(new)
+        self._bounds = self._layout.all()
+        self.pages.keep(self._bounds)
 
-    def _find_merged(self, found: list[Mapping]) -> None:
+    def _add(self, bounds: Bounds) -> None:
+        whole = [span for span in joined(bounds) if not self._watch.add(span)]
+        if not whole:  # one call was enough for each stretch
+            return
+        for start, stop in bounds.tolist():
+            self._watch.add(Span(start, stop))
+
+    def _find_merged(self) -> None:
         """Note what was merged before we came, be it that nobody has read it since."""
         with OtherProcess(self.pid) as space:
-            for mapping in filter(pages.is_pool, found):
+            for mapping in filter(is_pool, maps.every_mapping(self.pid)):
                 numbers = pages_of([mapping.span])
                 private = within(numbers, copied(space.pagemap(), mapping.span))
                 self.pages.merge(numbers[~private])
-
-    def _fits(self, mapping: Mapping) -> bool:
-        """Say whether pages of a mapping may be worth merging, as far as maps tells."""
-        if mapping.shared or mapping.special or not mapping.prot & libc.PROT_READ:
-            return False
-        if mapping.inode and not pages.is_pool(mapping):
-            return False
-        return self._guest is None or any(
-            (mapping.span & part).pages for part in self._guest
-        )
 
     def read(self, seed: int) -> Iterator[Prints]:
         """Read the pages that are due, some at a time; gives their fingerprints."""
@@ -187,7 +175,7 @@ class Watched:
         known, _ = self.pages.named()
         bounds = pieces(
             np.isin(known, wanted, assume_unique=True),
-            stretches(known, np.empty(0, np.int64)),
+            twins.stretches(known, np.empty(0, np.int64)),
             plan.SHORT_GAP,
         )
         return [
@@ -204,13 +192,13 @@ class Watched:
         """
         self._note_written()
         around = Span(spans[0].start, spans[-1].stop)
-        for mapping in maps.parse(maps.text(self._maps)):
-            if (mapping.span & around).pages and self._fits(mapping):
-                self._watch.leave(mapping.span)
+        for span in joined(self._layout.fitting(around)):
+            self._watch.leave(span)
         try:
             yield
         finally:
             self._follow_layout()
+            self._add(self._layout.fitting(around))
             self._watch.take_written(around)
 
     def _merged(self, table: int, wanted: Numbers) -> Flags:
@@ -231,17 +219,6 @@ class Watched:
 # What userfaultfd leaves in an absent entry looks like a swap entry.
 _SOMEWHERE = np.uint64(pagemap.ENTRY_PRESENT | pagemap.ENTRY_SWAPPED)
 _MARKER = np.uint64(pagemap.ENTRY_SWAPPED | pagemap.ENTRY_UFFD_WP)
-
-
-def _guest_memory(space: OtherProcess) -> list[Span]:
-    """Find the memory of the machine that a process emulates.
-
-    QEMU marks it for KSM, and nothing else. Where the kernel has no KSM, it is what
-    is large.
-    """
-    found = [m for m in space.mappings(EVERYTHING) if m.anonymous]
-    marked = [m.span for m in found if _MERGEABLE in m.flags]
-    return marked or [m.span for m in found if m.span.size >= _GUEST_BYTES]
 
 
 def _in_whole_huge_pages(table: int, numbers: Numbers) -> Flags:
