@@ -173,9 +173,9 @@ def take_written(pagemap: int, span: Span) -> npt.NDArray[np.void]:
     return _scan_all(pagemap, span, wanted)
 
 
-def of_zeros(pagemap: int, span: Span) -> npt.NDArray[np.void]:
-    """List the runs, as above, of pages that show the kernel's page of zeros."""
-    return _scan_all(pagemap, span, pm_scan_arg(category_mask=Category.PFNZERO))
+def having(pagemap: int, span: Span, category: Category) -> npt.NDArray[np.void]:
+    """List the runs, as above, of pages of a category: `PFNZERO`, or `HUGE`."""
+    return _scan_all(pagemap, span, pm_scan_arg(category_mask=category))
 
 
 def _scan_all(pagemap: int, span: Span, arg: pm_scan_arg) -> npt.NDArray[np.void]:

@@ -93,7 +93,10 @@ class Group:
                 likely[pid] = some[there], prints[flags[pid]][there]
         wanted = candidates.worthwhile(likely, frames, self._pooled, seed)
         for pid, numbers in wanted.items():
-            self.members[pid].twin_pages = len(numbers)
+            member = self.members[pid]
+            member.twin_pages = len(numbers)
+            with failures_of(member.outcome):
+                wanted[pid] = numbers[~member.unbroken(numbers)]
         return wanted
 
     def merge(self, wanted: dict[int, Numbers], seconds: float) -> int:

@@ -150,17 +150,25 @@ class Watched:
         self.pages.forget(numbers[~there])
         return there
 
+    def unbroken(self, numbers: Numbers) -> Flags:
+        """Say which pages, ascending, are part of huge pages not worth breaking."""
+        if not len(numbers):
+            return np.empty(0, bool)
+        blocks, counts = np.unique(numbers // _HUGE_PAGES, return_counts=True)
+        few = np.isin(numbers // _HUGE_PAGES, blocks[counts < _WORTH_BREAKING])
+        around = Span(int(blocks[0]) * HUGE_SIZE, (int(blocks[-1]) + 1) * HUGE_SIZE)
+        with OtherProcess(self.pid) as space:
+            huge = pagemap.having(space.pagemap(), around, Category.HUGE)
+        return few & np.isin(numbers, numbers_of(huge), assume_unique=True)
+
     def share(self, wanted: Numbers, store: Store) -> MergeReport:
-        """Merge pages that have twins, ascending, where that is worth it.
+        """Merge pages that have twins, ascending, at least one.
 
         What does not come to be merged is left alone for a while.
         """
         engine = PoolEngine(store, self.pages.names)
+        spans = self._pieces(wanted)
         with OtherProcess(self.pid) as space:
-            wanted = wanted[~_in_whole_huge_pages(space.pagemap(), wanted)]
-            spans = self._pieces(wanted)
-            if not spans:
-                return MergeReport()
             with self._unwatched(spans):
                 report = merge_all(space, spans, engine=engine)
             self.outcome.stops += space.stops
@@ -208,7 +216,7 @@ class Watched:
         holds zeros shows the kernel's page of them. A real swap entry is neither.
         """
         around = Span(int(wanted[0]) * PAGE_SIZE, (int(wanted[-1]) + 1) * PAGE_SIZE)
-        zeros = numbers_of(pagemap.of_zeros(table, around))
+        zeros = numbers_of(pagemap.having(table, around, Category.PFNZERO))
         entries = entries_of(table, wanted)
         absent = entries & _SOMEWHERE == 0
         absent |= entries & _MARKER == _MARKER
@@ -219,14 +227,3 @@ class Watched:
 # What userfaultfd leaves in an absent entry looks like a swap entry.
 _SOMEWHERE = np.uint64(pagemap.ENTRY_PRESENT | pagemap.ENTRY_SWAPPED)
 _MARKER = np.uint64(pagemap.ENTRY_SWAPPED | pagemap.ENTRY_UFFD_WP)
-
-
-def _in_whole_huge_pages(table: int, numbers: Numbers) -> Flags:
-    """Say which pages are part of huge pages that are not worth breaking."""
-    if not len(numbers):
-        return np.empty(0, bool)
-    blocks, counts = np.unique(numbers // _HUGE_PAGES, return_counts=True)
-    few = np.isin(numbers // _HUGE_PAGES, blocks[counts < _WORTH_BREAKING])
-    around = Span(int(blocks[0]) * HUGE_SIZE, (int(blocks[-1]) + 1) * HUGE_SIZE)
-    walked = pagemap.walk(table, around, Category.HUGE)
-    return few & within(numbers, [run for run, kind in walked if kind & Category.HUGE])
