@@ -9,8 +9,9 @@ from sksm.linux import maps
 from sksm.linux.features import Feature
 from sksm.pages import is_pool
 from sksm.process.other import OtherProcess
-from sksm.scanner.group import FEW_PAGES
+from sksm.scanner.group import Group
 from sksm.scanner.scanner import Scanner, Target
+from sksm.scanner.watched import FEW_PAGES
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 from sksm.store.reclaim import copied
 from tests.conftest import end_daemon
@@ -219,11 +220,13 @@ def test_a_daemon_that_ends_is_replaced(world, holder, runtime):
     assert three.ask("sum") == four.ask("sum")
 
 
-def test_what_there_is_no_time_for_is_done_later(world, holder):
+def test_what_there_is_no_time_for_is_done_later(world, holder, monkeypatch):
     """Some at a time; what is read or merged by then is not lost."""
     kinds = list(range(1, 301))
     one, two = holder(kinds), holder(kinds)
-    world.scanner.budget.left = lambda: 100 / 100_000  # processor time for 100 pages
+    rate = property(lambda _: 10_000.0, lambda *_: None)
+    monkeypatch.setattr(Group, "_rate", rate, raising=False)
+    world.scanner.budget.left = lambda: 0.01  # processor time for 100 pages
     counts = []
     for _ in range(30):
         world.epochs(1)

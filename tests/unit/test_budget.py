@@ -34,7 +34,7 @@ def test_the_share_is_kept_whatever_there_is_to_do(share):
     """Over a long time, with epochs that always find work."""
     world = World(share)
     while world.time < 5000.0:
-        cost = 0.05
+        cost = 0.002
         world.work(cost)
         if world.budget.left() > 0:
             world.work(0.3)

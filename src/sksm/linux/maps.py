@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from ctypes import (
     Array,
@@ -24,11 +25,16 @@ from ctypes import (
 from errno import ENOENT, ENOTTY
 from pathlib import Path
 
-from sksm.linux import libc
+import numpy as np
+import numpy.typing as npt
+
 from sksm.linux.ioctl import IOWR
 from sksm.spans import PAGE_SIZE, Span
 
 _READ_BYTES = 1 << 16
+_FEW = 64  # mappings: to ask for more of them takes longer than the whole text
+# Addresses of programs have fewer digits than that of [vsyscall].
+_BOUNDS = re.compile(rb"^([0-9a-f]{1,15})-([0-9a-f]{1,15}) ", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,6 +116,15 @@ def text(table: int) -> bytes:
     return b"".join(iter(lambda: os.read(table, _READ_BYTES), b""))
 
 
+def all_bounds(text: bytes) -> npt.NDArray[np.int64]:
+    """Give begin and end of each mapping that such a text tells of: shape (n, 2).
+
+    But for those of the kernel's own addresses ([vsyscall]).
+    """
+    found = [(int(first, 16), int(last, 16)) for first, last in _BOUNDS.findall(text)]
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
 def parse(text: bytes) -> list[Mapping]:
     """List the mappings that such a text tells of, without flags."""
     lines = text.decode(errors="replace").split("\n")
@@ -123,15 +138,19 @@ def count(pid: int | str) -> int:
 
 def count_within(table: int, span: Span) -> int:
     """Count the mappings that meet `span`; `table` is an open /proc/PID/maps."""
+    found, at = 0, span.start
     try:
-        found, at = 0, span.start
         while (there := _query(table, at)) and there.vma_start < span.stop:
             found, at = found + 1, there.vma_end
+            if found == _FEW:
+                break
+        else:
+            return found
     except OSError as error:
         if error.errno != ENOTTY:
             raise
-        found = sum((mapping.span & span).pages > 0 for mapping in parse(text(table)))
-    return found
+    every = all_bounds(text(table))
+    return int(np.sum((every[:, 0] < span.stop) & (every[:, 1] > span.start)))
 
 
 def bounds(table: int, address: int) -> Span | None:
@@ -247,11 +266,10 @@ def _blocks(path: str, last_line: bytes) -> Iterator[bytes]:
 
 def _parse(head: str, flags: list[str]) -> Mapping:
     addresses, perms, offset, device, inode, *path = head.split(maxsplit=5)
-    start, stop = (int(word, 16) for word in addresses.split("-"))
-    prot = sum(bit for letter, bit in _PROTECTION.items() if letter in perms[:3])
+    start, _, stop = addresses.partition("-")
     return Mapping(
-        span=Span(start, stop),
-        prot=prot,
+        span=Span(int(start, 16), int(stop, 16)),
+        prot=_PROTECTION[perms[:3]],
         shared=perms[3] == "s",
         offset=int(offset, 16),
         device=device,
@@ -261,4 +279,7 @@ def _parse(head: str, flags: list[str]) -> Mapping:
     )
 
 
-_PROTECTION = {"r": libc.PROT_READ, "w": libc.PROT_WRITE, "x": libc.PROT_EXEC}
+_PROTECTION = {
+    f"{'-r'[bits & 1]}{'-w'[bits >> 1 & 1]}{'-x'[bits >> 2]}": bits  # as PROT_*
+    for bits in range(8)
+}

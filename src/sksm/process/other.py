@@ -101,7 +101,7 @@ class OtherProcess:
             if self._watches(mapping.span)
             else mapping
             for mapping in found
-            if not (mapping.span & ours).pages
+            if mapping.span.stop <= ours.start or mapping.span.start >= ours.stop
         ]
 
     def _watches(self, span: Span) -> bool:

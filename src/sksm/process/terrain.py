@@ -20,12 +20,17 @@ def vdso(pid: int) -> Span:
     Raises:
         OSError: ENOEXEC if there is none; ESRCH in the middle of execve.
     """
-    for mapping in maps.every_mapping(pid):
-        if mapping.path == "[vdso]":
-            return mapping.span
+    for line in _layout(pid).split(b"\n"):
+        if line.endswith(b" [vdso]"):
+            ((start, stop),) = maps.all_bounds(line).tolist()
+            return Span(start, stop)
     if vdso_address(pid) or not _auxiliary_vector(pid):
         raise another_program()  # or in the middle of execve, or of its end
     raise OSError(errno.ENOEXEC, "it has no vdso")
+
+
+def _layout(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/maps").read_bytes()
 
 
 def vdso_address(pid: int) -> int:
@@ -63,12 +68,9 @@ def lives(owner: stub.Owner) -> bool:
 
 def largest_hole(pid: int) -> Span:
     """Find addresses far from where the kernel puts new mappings."""
-    stops, starts = [1 << 30], []
-    for mapping in maps.every_mapping(pid):
-        if mapping.span.stop < 1 << 47:
-            starts.append(mapping.span.start)
-            stops.append(mapping.span.stop)
-    starts.append((1 << 47) - PAGE_SIZE)
+    found = maps.all_bounds(_layout(pid))
+    starts, stops = found[found[:, 1] < 1 << 47].T.tolist()
+    starts, stops = [*starts, (1 << 47) - PAGE_SIZE], [1 << 30, *stops]
     size, start = max(
         (start - stop, stop) for stop, start in zip(stops, starts, strict=True)
     )

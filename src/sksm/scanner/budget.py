@@ -47,11 +47,11 @@ class Budget:
     def pause(self, *, news: bool, cost: float) -> float:
         """Say how long to wait for the next epoch, in seconds.
 
+        Also in debt it is looked again, since that shows what came to rest.
+
         Args:
             news: this one brought something to do.
             cost: processor time of looking, without what was done about it.
         """
         self._pause = SHORTEST if news else min(LONGEST, self._pause * _SLOWER)
-        affordable = cost / (self.share * _FOR_LOOKING)
-        in_debt = -min(0.0, self.left()) / self.share
-        return max(self._pause, affordable, in_debt)
+        return max(self._pause, cost / (self.share * _FOR_LOOKING))

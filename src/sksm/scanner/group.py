@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,12 +15,13 @@ from sksm.outcomes import failures_of
 from sksm.process.domain import Domain
 from sksm.scanner import candidates
 from sksm.scanner.ages import Numbers
-from sksm.scanner.watched import Watched
+from sksm.scanner.watched import FEW_PAGES, Watched
 from sksm.store import UNSEEN, Store
 
-FEW_PAGES = 64  # for which it is not worth to stop a process
 _LOOKUP_PAGES = 4096
-_MERGE_RATE = 100_000  # pages in a second of processor time, carefully
+_MERGE_RATE = 25_000.0  # pages in a second of processor time, until it was measured
+_NEVER = float("inf")
+_AGAIN_SECONDS = 15.0
 _NOTHING: tuple[Numbers, Prints] = np.empty(0, np.int64), np.empty(0, np.uint64)
 
 
@@ -34,7 +36,8 @@ class Group:
         self.domain = domain
         self.members: dict[int, Watched] = {}
         self._scope = contextlib.ExitStack()
-        self.unfinished = False  # there was more to merge than there was time for
+        self.again_at = _NEVER  # when what was put off may be worth it
+        self._rate = _MERGE_RATE
         self._opened: Store | None = None
         self._pooled: Prints = np.empty(0, np.uint64)  # ascending, of what was read
 
@@ -99,23 +102,39 @@ class Group:
                 wanted[pid] = numbers[~member.unbroken(numbers)]
         return wanted
 
-    def merge(self, wanted: dict[int, Numbers], seconds: float) -> int:
-        """Merge pages of members, as many as fit into some processor time.
+    def merge(self, wanted: dict[int, Numbers], seconds: float, now: float) -> int:
+        """Merge pages of members, the most promising ones first.
+
+        Args:
+            wanted: their pages.
+            seconds: of processor time that there are for it.
+            now: what time it is, in seconds.
 
         Returns:
             How many were offered.
         """
-        room = max(0, int(seconds * _MERGE_RATE))
-        self.unfinished = sum(len(numbers) for numbers in wanted.values()) > room
-        offered, store = 0, self.store
+        room = max(0, int(seconds * self._rate))
+        self.again_at = _NEVER
+        began, offered, store = time.process_time(), 0, self.store
         with store.lease():
-            for pid, numbers in wanted.items():
-                some = numbers[:room]
-                room -= len(some)
-                if len(some) >= FEW_PAGES:
-                    offered += len(some)
-                    prints = self.members[pid].pages.prints(some)
-                    self._pooled = np.union1d(self._pooled, prints)
-                    with failures_of(self.members[pid].outcome):
-                        self.members[pid].share(some, store)
+            for pid in sorted(wanted, key=lambda pid: -len(wanted[pid])):
+                numbers = wanted[pid][:room]
+                if len(numbers) >= self.members[pid].enough(now):
+                    self._offer(self.members[pid], numbers, store, now)
+                    offered += len(numbers)
+                    room -= len(numbers)
+                if len(wanted[pid]) >= FEW_PAGES:
+                    unfinished = len(numbers) < len(wanted[pid])
+                    again_at = now if unfinished else now + _AGAIN_SECONDS
+                    self.again_at = min(self.again_at, again_at)
+        if offered:
+            rate = offered / max(time.process_time() - began, 1e-3)
+            self._rate = (self._rate + rate) / 2
         return offered
+
+    def _offer(
+        self, member: Watched, numbers: Numbers, store: Store, now: float
+    ) -> None:
+        self._pooled = np.union1d(self._pooled, member.pages.prints(numbers))
+        with failures_of(member.outcome):
+            member.share(numbers, store, now)

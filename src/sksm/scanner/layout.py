@@ -16,12 +16,10 @@ from sksm.store.pool import POOL_NAME
 _GUEST_BYTES = 64 << 20  # smaller mappings of an emulator are no guest's memory
 _MERGEABLE = "mg"  # VmFlags: MADV_MERGEABLE, which QEMU gives its guest's memory
 Bounds = npt.NDArray[np.int64]  # begin and end of each, ascending: shape (n, 2)
-# Addresses of programs have fewer digits than that of [vsyscall].
-_ANY = re.compile(rb"^([0-9a-f]{1,15})-([0-9a-f]{1,15}) ", re.MULTILINE)
 _POOL = POOL_NAME.encode()
 # Private, may be read, and anonymous or the pool's: proc(5), /proc/PID/maps.
 _FITTING = re.compile(
-    rb"^([0-9a-f]{1,15})-([0-9a-f]{1,15}) r..p [0-9a-f]+ [0-9a-f:]+ "
+    rb"^[0-9a-f]{1,15}-[0-9a-f]{1,15} r..p [0-9a-f]+ [0-9a-f:]+ "
     rb"(?:0 *(?:\[heap\]|\[stack\]|\[anon.*)?|[0-9]+ +/memfd:%b.*)$"
     % POOL_NAME.encode(),
     re.MULTILINE,
@@ -76,21 +74,16 @@ class Layout:
 
     def all(self) -> Bounds:
         """List every mapping, those that do not count included."""
-        return _bounds(_ANY, self._text)
+        return maps.all_bounds(self._text)
 
     def _fitting(self, text: bytes) -> Bounds:
-        found = _bounds(_FITTING, text)
+        found = maps.all_bounds(b"\n".join(_FITTING.findall(text)))
         if self._guest is None:
             return found
         inside = np.zeros(len(found), bool)
         for part in self._guest:
             inside |= (found[:, 0] < part.stop) & (found[:, 1] > part.start)
         return found[inside]
-
-
-def _bounds(pattern: re.Pattern[bytes], text: bytes) -> Bounds:
-    found = [(int(first, 16), int(last, 16)) for first, last in pattern.findall(text)]
-    return np.array(found, np.int64).reshape(-1, 2)
 
 
 def joined(bounds: Bounds) -> list[Span]:

@@ -106,6 +106,8 @@ class Scanner:
         return done
 
     def _work(self, group: Group, done: Epoch) -> None:
+        if self.budget.left() <= 0:
+            return
         read = 0
         for member in group.members.values():
             with failures_of(member.outcome):
@@ -114,8 +116,10 @@ class Scanner:
                     if self.budget.left() <= 0:
                         break
         done.read_pages += read
-        if read or group.unfinished:
-            done.offered_pages += group.merge(group.find(), self.budget.left())
+        now = self._clock()
+        if read or now >= group.again_at:
+            wanted = group.find()
+            done.offered_pages += group.merge(wanted, self.budget.left(), now)
 
     def _follow(self) -> bool:
         """See who came and went; say whether somebody came."""

@@ -26,6 +26,8 @@ from sksm.store import Store
 from sksm.store.reclaim import copied
 from sksm.twins import Flags, pieces
 
+FEW_PAGES = 64  # for which it is not worth to stop a process
+_PATIENCE_SECONDS = 60.0
 READ_PAGES = 4096  # at a time, before somebody looks at the budget again
 _HUGE_PAGES = HUGE_SIZE // PAGE_SIZE
 _WORTH_BREAKING = _HUGE_PAGES * 3 // 4  # of a huge page's pages that have twins
@@ -48,6 +50,7 @@ class Watched:
         self.pages = Pages(quiet_seconds)
         self.outcome = Outcome(pid, status.name(pid))  # of all since the beginning
         self.unmerged = 0  # pages, since the beginning
+        self._shared_at = -_PATIENCE_SECONDS
         self.twin_pages = 0  # that had an equal page elsewhere, when last compared
         self._bounds = np.empty((0, 2), np.int64)  # of all mappings
         with contextlib.ExitStack() as scope:
@@ -161,11 +164,21 @@ class Watched:
             huge = pagemap.having(space.pagemap(), around, Category.HUGE)
         return few & np.isin(numbers, numbers_of(huge), assume_unique=True)
 
-    def share(self, wanted: Numbers, store: Store) -> MergeReport:
+    def enough(self, now: float) -> int:
+        """Say for how many pages it is worth to stop the process now.
+
+        What it costs to begin grows with the number of its mappings. So the more it
+        has, the more pages have to come together; but none waits for ever.
+        """
+        patience = 1.0 - (now - self._shared_at) / _PATIENCE_SECONDS
+        return max(FEW_PAGES, int(len(self._bounds) / 4 * patience))
+
+    def share(self, wanted: Numbers, store: Store, now: float) -> MergeReport:
         """Merge pages that have twins, ascending, at least one.
 
         What does not come to be merged is left alone for a while.
         """
+        self._shared_at = now
         engine = PoolEngine(store, self.pages.names)
         spans = self._pieces(wanted)
         with OtherProcess(self.pid) as space:
