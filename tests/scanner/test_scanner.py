@@ -75,8 +75,7 @@ def merged(pid, span):
     table = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY)
     try:
         parts = [m.span & span for m in maps.every_mapping(pid) if is_pool(m)]
-        private = sum(run.pages for part in parts for run in copied(table, part))
-        return sum(part.pages for part in parts) - private
+        return sum(part.pages - len(copied(table, [part])) for part in parts)
     finally:
         os.close(table)
 

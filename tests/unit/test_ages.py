@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sksm.linux.pagemap import PAGE_REGION
-from sksm.scanner.ages import Pages, numbers_of
+from sksm.linux.pagemap import PAGE_REGION, numbers_of
+from sksm.scanner.ages import Pages
 from sksm.spans import HUGE_SIZE, PAGE_SIZE
 
 QUIET = 3.0

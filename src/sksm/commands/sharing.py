@@ -204,7 +204,7 @@ def copied_bytes(table: int, span: Span) -> int:
         table: an open /proc/PID/pagemap.
         span: the mapping, in that process.
     """
-    return sum(run.size for run in reclaim.copied(table, span))
+    return len(reclaim.copied(table, [span])) * PAGE_SIZE
 
 
 def _owners(daemon: int | None) -> dict[PoolKey, int]:

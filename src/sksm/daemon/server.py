@@ -42,6 +42,7 @@ class Client:
     pid: int
     pidfd: int
     greeted: bool = False
+    asked_for_slots: bool = False  # and so may map some
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -169,7 +170,8 @@ class Server:
         os.close(client.pidfd)
         self._quiet_since = time.monotonic()
         self._linger_seconds = self._idle_seconds
-        self._reclaimer.client_left()
+        if client.asked_for_slots:
+            self._reclaimer.client_left()
 
     def _pause(self) -> float | None:
         now = time.monotonic()
@@ -265,6 +267,7 @@ class Server:
             return self._greet(client, request)
         if not client.greeted:
             return protocol.Failure("say hello first")
+        client.asked_for_slots |= isinstance(request, protocol.Lookup | protocol.Offer)
         match request:
             case protocol.Lookup():
                 return self._answers.look_up(request)

@@ -11,7 +11,7 @@ import enum
 import fcntl
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ctypes import Structure, c_uint64, sizeof
 from errno import EINVAL, ENOTTY
 from typing import TYPE_CHECKING
@@ -186,6 +186,24 @@ def _scan_all(pagemap: int, span: Span, arg: pm_scan_arg) -> npt.NDArray[np.void
     return np.concatenate(parts)
 
 
+def numbers_of(runs: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+    """List the numbers (address // page size) of pages in runs, in order."""
+    return spread(
+        (runs["start"] // PAGE_SIZE).astype(np.int64),
+        ((runs["end"] - runs["start"]) // PAGE_SIZE).astype(np.int64),
+    )
+
+
+def spread(
+    firsts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """List `counts` numbers in a row from each of `firsts` on."""
+    before = np.cumsum(counts) - counts
+    numbers: npt.NDArray[np.int64] = np.repeat(firsts - before, counts)
+    numbers += np.arange(len(numbers))
+    return numbers
+
+
 def walk(pagemap: int, span: Span, told: Category) -> Iterator[tuple[Span, Category]]:
     """Go through the runs of pages in `span` that are in memory or in swap.
 
@@ -203,6 +221,25 @@ def walk(pagemap: int, span: Span, told: Category) -> Iterator[tuple[Span, Categ
         if error.errno not in (ENOTTY, EINVAL):  # before Linux 6.7
             raise
         yield from _listed(entries(pagemap, span), span, told)
+
+
+def walked(pagemap: int, spans: Sequence[Span], told: Category) -> npt.NDArray[np.void]:
+    """Do as `walk` does, for at least one span, ascending.
+
+    Returns:
+        The runs as a `PAGE_REGION` array; what lies between spans may be among them,
+        as one walk over all is quicker than one for each.
+    """
+    around = Span(spans[0].start, spans[-1].stop)
+    wanted = pm_scan_arg(category_anyof_mask=_SOMEWHERE, return_mask=told)
+    try:
+        return _scan_all(pagemap, around, wanted)
+    except OSError as error:
+        if error.errno not in (ENOTTY, EINVAL):  # before Linux 6.7
+            raise
+    listed = [run for span in spans for run in walk(pagemap, span, told)]
+    rows = [(run.start, run.stop, int(category)) for run, category in listed]
+    return np.array(rows, PAGE_REGION)
 
 
 def _scanned(

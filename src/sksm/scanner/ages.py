@@ -166,12 +166,3 @@ class Pages:
         self._ages = np.insert(self._ages, at, _NEVER, axis=0)
         self._states = np.insert(self._states, at, 0, axis=0)
         self._prints = np.insert(self._prints, at, NO_PRINT, axis=0)
-
-
-def numbers_of(runs: npt.NDArray[np.void]) -> Numbers:
-    """List the page numbers of runs (`PAGE_REGION`), in order."""
-    firsts = (runs["start"] // PAGE_SIZE).astype(np.int64)
-    counts = (runs["end"] // PAGE_SIZE).astype(np.int64) - firsts
-    before = np.cumsum(counts) - counts
-    numbers: Numbers = np.arange(counts.sum()) + np.repeat(firsts - before, counts)
-    return numbers

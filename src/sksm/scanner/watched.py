@@ -16,10 +16,10 @@ from sksm.linux.pagemap import Category
 from sksm.outcomes import Outcome
 from sksm.pages import is_pool
 from sksm.pipeline import merge_all
-from sksm.process import pages_of, spans_of, status, within
+from sksm.process import pages_of, spans_of, status
 from sksm.process.other import OtherProcess
 from sksm.report import MergeReport
-from sksm.scanner.ages import Numbers, Pages, numbers_of
+from sksm.scanner.ages import Numbers, Pages
 from sksm.scanner.layout import Bounds, Layout, guest_memory, joined
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 from sksm.store import Store
@@ -84,9 +84,9 @@ class Watched:
         runs = self._watch.take_written(everything)
         kinds = runs["categories"]
         shared = kinds == int(Category.PRESENT | Category.FILE)
-        self.pages.merge(numbers_of(runs[shared]))
+        self.pages.merge(pagemap.numbers_of(runs[shared]))
         alone = kinds == int(Category.PRESENT)
-        self.unmerged += self.pages.write(numbers_of(runs[alone]))
+        self.unmerged += self.pages.write(pagemap.numbers_of(runs[alone]))
 
     def _follow_layout(self) -> None:
         """Watch what has been mapped since, and forget what is mapped no more."""
@@ -110,10 +110,10 @@ class Watched:
     def _find_merged(self) -> None:
         """Note what was merged before we came, be it that nobody has read it since."""
         with OtherProcess(self.pid) as space:
-            for mapping in filter(is_pool, maps.every_mapping(self.pid)):
-                numbers = pages_of([mapping.span])
-                private = within(numbers, copied(space.pagemap(), mapping.span))
-                self.pages.merge(numbers[~private])
+            spans = [m.span for m in maps.every_mapping(self.pid) if is_pool(m)]
+            if spans:
+                numbers, private = pages_of(spans), copied(space.pagemap(), spans)
+                self.pages.merge(numbers[~np.isin(numbers, private)])
 
     def read(self, seed: int) -> Iterator[Prints]:
         """Read the pages that are due, some at a time; gives their fingerprints."""
@@ -162,7 +162,7 @@ class Watched:
         around = Span(int(blocks[0]) * HUGE_SIZE, (int(blocks[-1]) + 1) * HUGE_SIZE)
         with OtherProcess(self.pid) as space:
             huge = pagemap.having(space.pagemap(), around, Category.HUGE)
-        return few & np.isin(numbers, numbers_of(huge), assume_unique=True)
+        return few & np.isin(numbers, pagemap.numbers_of(huge), assume_unique=True)
 
     def enough(self, now: float) -> int:
         """Say for how many pages it is worth to stop the process now.
@@ -229,7 +229,7 @@ class Watched:
         holds zeros shows the kernel's page of them. A real swap entry is neither.
         """
         around = Span(int(wanted[0]) * PAGE_SIZE, (int(wanted[-1]) + 1) * PAGE_SIZE)
-        zeros = numbers_of(pagemap.having(table, around, Category.PFNZERO))
+        zeros = pagemap.numbers_of(pagemap.having(table, around, Category.PFNZERO))
         entries = entries_of(table, wanted)
         absent = entries & _SOMEWHERE == 0
         absent |= entries & _MARKER == _MARKER

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,9 @@ from sksm.linux import maps, pagemap
 from sksm.linux.maps import Mapping
 from sksm.linux.pagemap import Category
 from sksm.spans import PAGE_SIZE, Span
+from sksm.store.pool import POOL_NAME
+
+_NAME = f"/memfd:{POOL_NAME}".encode()  # as /proc/PID/maps shows it
 
 
 @dataclasses.dataclass(slots=True)
@@ -68,10 +71,11 @@ def _processes() -> set[tuple[int, float]]:
 
 def _look_at(census: Census, pool: os.stat_result, pid: int, harmless: bool) -> None:
     try:
-        shown = [m for m in maps.every_mapping(pid) if m.shows(pool) and not m.shared]
-        for mapping in shown:
-            _mark(census.live, pid, mapping)
-        if shown:
+        text = Path(f"/proc/{pid}/maps").read_bytes()
+        lines = [line for line in text.split(b"\n") if _NAME in line]
+        mapped = [m for m in maps.parse(b"\n".join(lines)) if m.shows(pool)]
+        if shown := [mapping for mapping in mapped if not mapping.shared]:
+            _mark(census.live, pid, shown)
             census.mappers[pid] = sum(mapping.span.size for mapping in shown)
     except (FileNotFoundError, ProcessLookupError):
         return  # it ended: whatever it mapped is gone with it
@@ -94,35 +98,37 @@ def _in_domain(pid: int) -> bool:
     return str(os.getuid()) in uids
 
 
-def _mark(live: npt.NDArray[np.bool_], pid: int, mapping: Mapping) -> None:
-    first = mapping.offset // PAGE_SIZE
-    shown = np.ones(mapping.span.pages, bool)
+def _mark(live: npt.NDArray[np.bool_], pid: int, shown: list[Mapping]) -> None:
+    """Mark the slots that mappings of the pool, ascending, show."""
+    counts = np.array([mapping.span.pages for mapping in shown])
+    firsts = np.array([mapping.span.start // PAGE_SIZE for mapping in shown])
+    offsets = np.array([mapping.offset // PAGE_SIZE for mapping in shown])
+    numbers = pagemap.spread(firsts, counts)
+    slots = pagemap.spread(offsets, counts)
     table = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for run in copied(table, mapping.span):
-            at = (run.start - mapping.span.start) // PAGE_SIZE
-            shown[at : at + run.pages] = False
+        private = copied(table, [mapping.span for mapping in shown])
     finally:
         os.close(table)
-    part = live[first : first + len(shown)]
-    part |= shown[: len(part)]
+    live[slots[~np.isin(numbers, private) & (slots < len(live))]] = True
 
 
-def copied(table: int, span: Span) -> list[Span]:
-    """List the runs of a pool mapping that hold private copies instead of the pool's.
+def copied(table: int, spans: Sequence[Span]) -> npt.NDArray[np.int64]:
+    """Number the pages that hold private copies where mappings show the pool.
 
     A swap entry counts only if it is not write-protected: the marker that
     userfaultfd leaves in an absent entry looks like one, and means nothing.
 
     Args:
         table: an open /proc/PID/pagemap.
-        span: the mapping, in that process.
+        spans: the mappings in that process, ascending. Pages between them may be
+            among the numbers.
     """
     told = Category.PRESENT | Category.SWAPPED | Category.FILE | Category.WRITTEN
     swapped = Category.SWAPPED | Category.WRITTEN
-    return [
-        run
-        for run, category in pagemap.walk(table, span, told)
-        if not category & Category.FILE
-        and (category & Category.PRESENT or category & swapped == swapped)
-    ]
+    runs = pagemap.walked(table, spans, told)
+    kinds = runs["categories"]
+    private = kinds & np.uint64(Category.PRESENT) != 0
+    private |= kinds & np.uint64(swapped) == np.uint64(swapped)
+    private &= kinds & np.uint64(Category.FILE) == 0
+    return pagemap.numbers_of(runs[private])
