@@ -37,7 +37,7 @@ from sksm.commands import options
     "cpu_percent",
     type=click.FloatRange(0, 100, min_open=True),
     metavar="PERCENT",
-    help="Of one processor, on the average of five minutes.  [default: 2]",
+    help="Of one processor, on the average of ten minutes.  [default: 2]",
 )
 @click.option(
     "--quiet-for",

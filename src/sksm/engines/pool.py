@@ -281,8 +281,9 @@ def _count(
     elif run.slot is None:
         report.add(zero=run.shared)
     else:
-        stored = int(fresh[run.first : run.stop].sum())
-        stored -= sum(int(fresh[first:stop].sum()) for first, stop in run.own)
+        stored = int(np.count_nonzero(fresh[run.first : run.stop]))
+        for first, stop in run.own:
+            stored -= int(np.count_nonzero(fresh[first:stop]))
         report.add(stored=stored, merged=run.shared - stored)
 
 

@@ -59,13 +59,20 @@ class Site:
     @contextlib.contextmanager
     def kept(self, spans: Sequence[Span]) -> Iterator[None]:
         """Hold writers to `spans` off."""
-        with contextlib.ExitStack() as scope:
-            if barrier := self._barrier:
-                for span in spans:
-                    scope.callback(barrier.lower_at, span)
-                    with contextlib.suppress(FileNotFoundError):  # unmapped meanwhile
-                        barrier.raise_at(span)
+        barrier = self._barrier
+        if barrier is None:
             yield
+            return
+        raised: list[Span] = []
+        try:
+            for span in spans:
+                raised.append(span)
+                with contextlib.suppress(FileNotFoundError):  # unmapped meanwhile
+                    barrier.raise_at(span)
+            yield
+        finally:
+            for span in raised:
+                barrier.lower_at(span)
 
     def touched_by_kernel(self, span: Span) -> bool:
         """Say whether the kernel itself writes to `span` at any time."""

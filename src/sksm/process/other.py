@@ -271,18 +271,17 @@ class OtherProcess:
         While all threads are held: what lies in the mapping that was met last needs
         no other look.
         """
-        found: list[maps.Mapping] = []
+        last: maps.Mapping | None = None
         for item in items:
-            if len(found) != 1 or found[0].span & item.span != item.span:
-                found = self._now(item.span)
-            yield sum(
-                (m.span & item.span).pages for m in found
-            ) == item.span.pages and all(
-                mapping.prot == item.prot
-                and not mapping.shared
-                and mapping.anonymous == item.anonymous
-                for mapping in found
-            )
+            if last and last.span.start <= item.span.start < item.span.stop <= (
+                last.span.stop
+            ):
+                yield _fits(last, item)
+                continue
+            found = self._now(item.span)
+            last = found[0] if len(found) == 1 else None
+            covered = sum((m.span & item.span).pages for m in found)
+            yield covered == item.span.pages and all(_fits(m, item) for m in found)
 
     def _now(self, span: Span) -> list[maps.Mapping]:
         return maps.meeting(self._files["maps"], span)
@@ -308,3 +307,11 @@ class OtherProcess:
         if self._raised is None:
             self._raised = Barrier(self._established())
         return self._raised
+
+
+def _fits(mapping: maps.Mapping, item: Exchange) -> bool:
+    return (
+        mapping.prot == item.prot
+        and not mapping.shared
+        and mapping.anonymous == item.anonymous
+    )

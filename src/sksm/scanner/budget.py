@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-_WINDOW_SECONDS = 300.0  # over which the share is an average
+_WINDOW_SECONDS = 600.0  # over which the share is an average
 SHORTEST, LONGEST = 1.0, 15.0  # seconds from one epoch to the next
 _SLOWER = 1.5  # times as long, after an epoch that brought nothing
 _FOR_LOOKING = 0.5  # of the share, at most, for epochs as such
@@ -13,7 +13,7 @@ _FOR_LOOKING = 0.5  # of the share, at most, for epochs as such
 class Budget:
     """A share of one processor, and pauses that fit it.
 
-    What is not used is saved up, for five minutes at most, so that there is enough
+    What is not used is saved up, for ten minutes at most, so that there is enough
     for what just came up: a new guest is merged at once, and paid for later.
 
     Args:

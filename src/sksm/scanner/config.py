@@ -34,7 +34,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What a scanner was told.
 
     Attributes:
-        cpu_percent: share of one CPU that it may take, averaged over five minutes.
+        cpu_percent: share of one CPU that it may take, averaged over ten minutes.
         quiet_seconds: how long a page must stay unwritten.
         metrics: where OpenMetrics are served, for `schema.address`; "" for nowhere.
         log: how it logs, "text" or "json".

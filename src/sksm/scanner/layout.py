@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +27,15 @@ _FITTING = re.compile(
 )
 
 
+_MOST_SKIPPED = 10  # readings, while the sizes are the same
+
+
 class Layout:
     """The mappings of a process whose pages may be worth merging.
 
-    A text of thousands of lines is compared with the one before, and only lines that
-    are new are looked at.
+    Ten thousand lines are 10 ms for the kernel to write. They are read when the sizes
+    in /proc/PID/statm changed, and now and then without that; and of them only those
+    that are new are looked at.
 
     Args:
         pid: the process.
@@ -41,7 +46,10 @@ class Layout:
     """
 
     def __init__(self, pid: int, guest: list[Span] | None = None) -> None:
+        self._pid = pid
         self._table = maps.open_table(pid)
+        self._size: list[str] = []
+        self._skipped = 0
         self._guest = guest
         self._text = b""
 
@@ -57,6 +65,11 @@ class Layout:
         Raises:
             ProcessLookupError: it has ended, or runs another program.
         """
+        size = _size(self._pid)
+        if size == self._size and self._skipped < _MOST_SKIPPED:
+            self._skipped += 1
+            return None
+        self._size, self._skipped = size, 0
         text = maps.text(self._table)
         if not text:
             raise ProcessLookupError("it has ended, or runs another program")
@@ -84,6 +97,12 @@ class Layout:
         for part in self._guest:
             inside |= (found[:, 0] < part.stop) & (found[:, 1] > part.start)
         return found[inside]
+
+
+def _size(pid: int) -> list[str]:
+    """Give the size of all mappings, and of those for text and data: proc(5)."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return [fields[0], fields[3], fields[5]]
 
 
 def joined(bounds: Bounds) -> list[Span]:
