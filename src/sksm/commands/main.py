@@ -1,20 +1,18 @@
-"""`sksm`: the one place that prints errors and chooses the exit code."""
+"""`sksm`, the command line."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import os
 import sys
-import traceback
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from sksm.commands import options
-from sksm.errors import NotPermitted, SksmError
+from sksm.commands.explaining import Explained
+from sksm.errors import SksmError
 
 _COMMANDS = (
     "demo",
@@ -28,7 +26,7 @@ _COMMANDS = (
 )  # in the order of their help
 
 
-class Program(click.Group):
+class Program(Explained, click.Group):
     """The group of subcommands, each imported when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -49,52 +47,9 @@ class Program(click.Group):
         sys.stdout.flush()
         return result
 
-    def main(  # type: ignore[override]
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        **extra: Any,
-    ) -> NoReturn:
-        """Run, print what went wrong if anything did, and exit."""
-        session = options.Session()
-        extra.update(standalone_mode=False, obj=session)
-        try:
-            # click itself ends quietly, with 1, when its reader has gone.
-            code = super().main(args, prog_name or "sksm", **extra)
-        except Exception as error:
-            code = _explain(error, session)
-        sys.exit(code if isinstance(code, int) else options.DONE)
-
-
-def _explain(error: Exception, session: options.Session) -> int:
-    """Say on stderr what went wrong. Gives the exit code."""
-    if isinstance(error, click.Abort):
-        return options.INTERRUPTED
-    if isinstance(error, click.ClickException):
-        error.show()
-        return error.exit_code
-    if session.debug:
-        traceback.print_exception(error)
-    message, code = _message(error)
-    click.echo(f"sksm: {message}", err=True)
-    return code
-
-
-def _message(error: Exception) -> tuple[str, int]:
-    if isinstance(error, SksmError):
-        return str(error), error.exit_code
-    if isinstance(error, OSError):
-        denied = error.errno in (errno.EPERM, errno.EACCES)
-        code = NotPermitted.exit_code if denied else options.FAILED
-        return str(error), code
-    if isinstance(error, MemoryError):
-        return "out of memory", options.FAILED
-    kind = type(error).__name__
-    hint = "this is a bug in sksm; --debug shows where"
-    return f"{kind}: {error} ({hint})", options.FAILED
-
 
 @click.command(
+    "sksm",
     cls=Program,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: sksm demo",

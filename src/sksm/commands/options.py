@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -14,16 +15,25 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 # Exit codes. Errors bring their own (`sksm.errors`).
 DONE, FAILED, USAGE, NOTHING_HERE = 0, 1, 2, 3
-INTERRUPTED = 128 + 2
+INTERRUPTED = 128 + signal.SIGINT
 
 PID = click.IntRange(min=1, max=2**31 - 1)  # pid_t
 
 
 @dataclasses.dataclass(slots=True)
 class Session:
-    """One run of the program."""
+    """One run of a program."""
 
+    program: str
     debug: bool = False  # show tracebacks
+    log: Callable[[str], None] | None = None  # takes what it says, in place of stderr
+
+    def say(self, message: str) -> None:
+        """Say what ends the program."""
+        if self.log:
+            self.log(message)
+        else:
+            click.echo(f"{self.program}: {message}", err=True)
 
 
 def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
@@ -47,6 +57,14 @@ def output_options(function: _F) -> _F:
         "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
     )
     return json_option(debug_option(function))
+
+
+def ended_by(number: int) -> int:
+    """Give the exit code of what works until a signal ends it.
+
+    SIGTERM is how that is meant to be; others give what a shell makes of them.
+    """
+    return DONE if number == signal.SIGTERM else 128 + number
 
 
 def complain(errors: Sequence[SksmError], *, of: int) -> None:

@@ -47,7 +47,7 @@ from sksm.commands import options
     help="How long a page must stay unwritten.  [default: 4]",
 )
 @options.output_options
-def command(as_json: bool, **given: object) -> None:
+def command(as_json: bool, **given: object) -> int:
     """Merge what running programs hold twice, as it comes to rest.
 
     Pages that stay unwritten for a while, and have an equal one in another watched
@@ -66,4 +66,4 @@ def command(as_json: bool, **given: object) -> None:
     else:
         from sksm.reporters.watch import live as reporter  # noqa: PLC0415
     with reporter() as tell:
-        service.run(chosen, tell)
+        return options.ended_by(service.run(chosen, tell))

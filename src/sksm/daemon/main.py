@@ -1,4 +1,4 @@
-"""`sksmd`: run the daemon. Clients start it by themselves; `--help` says more."""
+"""A store that runs as a daemon. Clients start it by themselves."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def main(listen_fd: int | None, detach: bool, idle: float, domain: str | None) -
         os._exit(0)
     if detach:
         os.setsid()
-    _shed_inheritance()
+    shed_inheritance()
     from sksm.process.domain import Domain, parse  # noqa: PLC0415
 
     try:
@@ -67,7 +67,12 @@ def main(listen_fd: int | None, detach: bool, idle: float, domain: str | None) -
         supervisor.supervise(task.listener, task.known_filters)
 
 
-def _shed_inheritance() -> None:
+def is_activated() -> bool:
+    """Say whether systemd has a socket for us: sd_listen_fds(3)."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
+
+
+def shed_inheritance() -> None:
     """Undo what the program that happened to come first imposed on itself."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -76,8 +81,8 @@ def _shed_inheritance() -> None:
 
 def _listener(fd: int | None, domain: Domain) -> tuple[socket.socket, Path | None]:
     """Give the socket to serve, and its path if it is ours to remove."""
-    if fd is None and os.environ.get("LISTEN_PID") == str(os.getpid()):
-        return socket.socket(fileno=3), None  # sd_listen_fds(3): systemd's first
+    if fd is None and is_activated():
+        return socket.socket(fileno=3), None  # systemd's first
     if fd is not None:
         listener = socket.socket(fileno=fd)
         return listener, Path(listener.getsockname())

@@ -23,6 +23,7 @@ from sksm.daemon import protocol, runtime
 from sksm.daemon.answers import Answers
 from sksm.daemon.protocol import Malformed
 from sksm.daemon.reclaimer import Reclaimer
+from sksm.daemon.signals import Wakeup
 from sksm.errors import SksmError
 from sksm.linux import notify
 from sksm.process import permission, status
@@ -106,7 +107,7 @@ class Server:
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, None)
         try:
-            with _Wakeup(signal.SIGTERM, signal.SIGINT) as wake:
+            with Wakeup(signal.SIGTERM, signal.SIGINT) as wake:
                 self._selector.register(wake, selectors.EVENT_READ, wake)
                 while not self._stopping and not self._may_leave():
                     for key, _ in self._selector.select(self._pause()):
@@ -324,23 +325,3 @@ def _send(
     except OSError:
         return False
     return True
-
-
-class _Wakeup:
-    """A socket that becomes readable when one of some signals arrives."""
-
-    def __init__(self, *signals: signal.Signals) -> None:
-        self._signals = signals
-
-    def __enter__(self) -> socket.socket:
-        self._near, self._far = socket.socketpair()
-        self._far.setblocking(False)
-        signal.set_wakeup_fd(self._far.fileno())
-        for number in self._signals:
-            signal.signal(number, lambda *_: None)
-        return self._near
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(-1)
-        self._near.close()
-        self._far.close()

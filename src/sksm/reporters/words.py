@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:  # 0.1 s, and memory that a service would hold for nothing
+    from rich.console import Console
+    from rich.table import Table
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -35,11 +37,15 @@ def count(number: int, noun: str) -> str:
 
 def out() -> Console:
     """Give the console on stdout, made now: tests replace the stream."""
+    from rich.console import Console  # noqa: PLC0415
+
     return Console(highlight=False)
 
 
 def grid(*columns: str, indent: int = 2) -> Table:
     """Make a table without lines; a column's name beginning with ">" goes right."""
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(
         box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", title=None
     )

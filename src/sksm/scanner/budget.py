@@ -27,10 +27,18 @@ class Budget:
     ) -> None:
         self.share = share
         self._used, self._clock = used, clock
-        self._most = share * _WINDOW_SECONDS
         self._saved = self._most
         self._looked_at = self._now()
         self._pause = SHORTEST
+
+    @property
+    def _most(self) -> float:
+        return self.share * _WINDOW_SECONDS
+
+    def give(self, share: float) -> None:
+        """Have another share from now on. What was saved or is owed stays."""
+        self.left()
+        self.share = share
 
     def _now(self) -> tuple[float, float]:
         return self._clock(), self._used()
