@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import signal
 
 import pytest
 
+from sksm.daemon.client import RemoteStore
 from sksm.linux import maps
 from sksm.linux.features import Feature
 from sksm.pages import is_pool
+from sksm.process.domain import Domain
 from sksm.process.other import OtherProcess
 from sksm.scanner.group import Group
 from sksm.scanner.scanner import Scanner, Target
@@ -25,6 +28,17 @@ pytestmark = [
 ]
 QUIET = 4.0
 SAME = list(range(1, 101))  # what all hold, by number
+
+
+NOBODY = """
+import os
+from sksm.linux import libc
+from tests.other.holder import main
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+libc.prctl(libc.PR_SET_DUMPABLE, 1, 0, 0, 0)  # the kernel guards who gave up rights
+main()
+"""
 
 
 class World:
@@ -68,6 +82,11 @@ def holder(worker, world):
         return one
 
     return start
+
+
+def end_daemon_of(domain):
+    with contextlib.closing(RemoteStore(domain, start=False)) as store:
+        os.kill(store.keeper, signal.SIGTERM)
 
 
 def merged(pid, span):
@@ -152,6 +171,24 @@ def test_children_are_watched_anew_and_what_fork_shares_is_no_gain(world, holder
     world.epochs(6)
     assert merged(one.pid, inside(one)) == merged(child, inside(one)) == 50
     assert merged(two.pid, inside(two)) == 50
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("group", ["", "together"])
+def test_users_share_only_in_a_group_that_was_named(world, holder, worker, group):
+    """By default a domain is one user."""
+    whose = Domain(os.getuid(), group=group) if group else None
+    one = holder(SAME)
+    two = Holder(lambda _: worker(NOBODY), SAME)
+    world.targets = {pid: Target(domain=whose) for pid in (one.pid, two.pid)}
+    world.epochs(6)
+    found = merged(one.pid, inside(one)), merged(two.pid, inside(two))
+    assert found == ((100, 100) if group else (0, 0))
+    assert one.ask("sum") == two.ask("sum")
+    if group:
+        (domain,) = world.scanner.groups
+        assert domain.name == group
+        end_daemon_of(domain)
 
 
 def test_a_process_that_ends_is_forgotten(world, holder):

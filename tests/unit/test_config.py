@@ -142,7 +142,7 @@ def test_by_default_these_files_are_read(monkeypatch, write):
         ("cpu_percent = true", "not true"),
         ('cpu_percent = "2"', "not '2'"),
         ("quiet_seconds = 0.5", "from 1"),
-        ("quiet_seconds = inf", "to 86400"),
+        ("quiet_seconds = inf", "to 250"),
         ("quiet_seconds = 2000-01-02", "not 2000-01-02"),
         ("metrics = 9100", "in quotes"),
         ('metrics = "70000"', "HOST:PORT"),

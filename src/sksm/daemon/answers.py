@@ -12,9 +12,7 @@ import psutil
 from sksm.daemon import protocol
 from sksm.daemon.protocol import Malformed
 from sksm.daemon.reclaimer import Reclaimer
-from sksm.errors import Unsupported
 from sksm.process.domain import Domain
-from sksm.process.domain import of as domain_of
 from sksm.spans import PAGE_SIZE, Span
 from sksm.store import UNSEEN, Offered
 from sksm.store.local import LocalStore
@@ -80,21 +78,15 @@ class Answers:
         It must before and afterwards: meanwhile it may have become another's, or
         have ended, and its number been given to somebody else.
         """
-        if not self._admits(pid):
+        if not self._domain.admits(pid):
             pages = sum(span.pages for span in spans)
             slots, fresh = np.full(pages, UNSEEN, np.int64), np.zeros(pages, bool)
             return slots, fresh, f"it does not belong to domain {self._domain.name}"
         slots, fresh, refusal = self._store.offer(pid, spans)
-        if not self._admits(pid):
+        if not self._domain.admits(pid):
             self._store.drop(np.unique(slots[fresh]))
             slots[:], fresh[:] = UNSEEN, False
         return slots, fresh, refusal
-
-    def _admits(self, pid: int) -> bool:
-        try:
-            return domain_of(pid) == self._domain
-        except (OSError, Unsupported):
-            return False
 
     def status(self, reclaim: bool, clients: int) -> protocol.Status:
         """Say how things stand; with `reclaim`, after giving back what is dead."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 
 from sksm.errors import Unsupported
 from sksm.process import status
 
 _GUARDED = "-guarded"
+GROUP = re.compile("[A-Za-z][A-Za-z0-9_-]*")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,24 +24,39 @@ class Domain:
 
     uid: int
     guarded: bool = False
+    group: str = ""  # of processes of several users, whom `uid` lets share
 
     @property
     def name(self) -> str:
         """Name it as `parse` reads it, fit for a directory."""
-        return f"{self.uid}{_GUARDED if self.guarded else ''}"
+        return self.group or f"{self.uid}{_GUARDED if self.guarded else ''}"
 
     @property
     def ours(self) -> bool:
         """Whether it is that of the user we are."""
-        return not self.guarded and self.uid == os.getuid()
+        return self == Domain(os.getuid())
+
+    def admits(self, pid: int) -> bool:
+        """Say whether a process may share in it; False if there is none.
+
+        In a group may share whom its user, who alone can ask for it, has put there.
+        But nobody was asked about memory that the kernel keeps from its own user.
+        """
+        try:
+            whose = of(pid)
+        except (OSError, Unsupported):
+            return False
+        return not whose.guarded if self.group else whose == self
 
 
 def parse(name: str) -> Domain:
-    """Make a domain of its name.
+    """Make a domain of its name: a number, or a word for a group.
 
     Raises:
         ValueError: that is no such name.
     """
+    if GROUP.fullmatch(name):
+        return Domain(os.getuid(), group=name)
     return Domain(int(name.removesuffix(_GUARDED)), name.endswith(_GUARDED))
 
 

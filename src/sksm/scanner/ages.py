@@ -37,9 +37,13 @@ class Pages:
         self._ages = np.empty((0, _BLOCK), np.uint8)
         self._states = np.empty((0, _BLOCK), np.uint8)
         self._prints = np.empty((0, _BLOCK), np.uint64)
-        waits = np.ceil(quiet_seconds) * 2.0 ** np.arange(_MERGED)
         # By state: merged ones are never looked at.
         self._waits = np.full(256, _NEVER, np.uint8)
+        self.await_quiet(quiet_seconds)
+
+    def await_quiet(self, seconds: float) -> None:
+        """Have pages be unwritten for so long from now on, 250 seconds at most."""
+        waits = np.ceil(seconds) * 2.0 ** np.arange(_MERGED)
         self._waits[:_MERGED] = np.minimum(waits, _OLDEST)
 
     @property

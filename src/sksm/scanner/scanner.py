@@ -76,6 +76,13 @@ class Scanner:
             group.close()
         self.groups.clear()
 
+    def await_quiet(self, seconds: float) -> None:
+        """Have pages stay unwritten as long as that, also those that are known."""
+        self._quiet = seconds
+        for group in self.groups.values():
+            for member in group.members.values():
+                member.pages.await_quiet(seconds)
+
     def epoch(self) -> Epoch:
         """Look at everybody once, and do what is worth it."""
         self._count += 1

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from sksm.process.domain import GROUP
 from sksm.scanner.positions import Path
 from sksm.scanner.selection import CGROUP, Rule
 
@@ -22,7 +23,7 @@ _MOST_PIDS = 1 << 22  # PID_MAX_LIMIT, linux/threads.h
 _NOBODY = 2**32 - 1  # (uid_t) -1
 _TAKES = {
     "cpu_percent": "a number above 0, and 100 at most",
-    "quiet_seconds": "a number of seconds, from 1 to 86400",
+    "quiet_seconds": "a number of seconds, from 1 to 250",
     "metrics": '"HOST:PORT" or "PORT" in quotes, or "" for none',
     "log": '"text" or "json"',
     "watch": "rules, each under a line [[watch]]",
@@ -49,12 +50,12 @@ class _Exclude(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 class _Watch(_Exclude, forbid_unknown_fields=True, frozen=True):
     # No number: each user's own domain has that for a name.
-    domain: Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*\Z")] | None = None
+    domain: Annotated[str, Meta(pattern=rf"^{GROUP.pattern}\Z")] | None = None
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     cpu_percent: Annotated[float, Meta(gt=0, le=100)] | UnsetType = UNSET
-    quiet_seconds: Annotated[float, Meta(ge=1, le=86400)] | UnsetType = UNSET
+    quiet_seconds: Annotated[float, Meta(ge=1, le=250)] | UnsetType = UNSET
     metrics: str | UnsetType = UNSET
     log: Literal["text", "json"] | UnsetType = UNSET
     watch: list[_Watch] | UnsetType = UNSET

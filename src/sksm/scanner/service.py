@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +14,8 @@ import msgspec
 
 from sksm.daemon import signals
 from sksm.errors import Misconfigured
+from sksm.process.domain import Domain
 from sksm.scanner import config as settings
-from sksm.scanner.ages import Pages
 from sksm.scanner.budget import SHORTEST, Budget
 from sksm.scanner.config import Config
 from sksm.scanner.figures import Figures, Ledger
@@ -123,16 +124,7 @@ class Service:
         """
         self._sight.follow(config)
         self._scanner.budget.give(config.cpu_percent / 100)
-        _await_quiet(self._scanner, config.quiet_seconds)
-
-
-def _await_quiet(scanner: Scanner, seconds: float) -> None:
-    """Have pages stay unwritten as long as that, also those that are known."""
-    scanner._quiet = seconds
-    waits = Pages(seconds)._waits
-    for group in scanner.groups.values():
-        for member in group.members.values():
-            member.pages._waits = waits
+        self._scanner.await_quiet(config.quiet_seconds)
 
 
 class _Sight:
@@ -163,13 +155,15 @@ class _Sight:
         lets go of it, and begins anew.
         """
         self.fresh = True
-        found = {
-            pid: Target(guest_only=rule.qemu)
-            for pid, rule in self._selection.find().items()
-        }
+        found = {pid: _target(rule) for pid, rule in self._selection.find().items()}
         self._before = {
             pid: target
             for pid, target in found.items()
             if self._before.get(pid, target) == target
         }
         return dict(self._before)
+
+
+def _target(rule: Rule) -> Target:
+    whose = Domain(os.getuid(), group=rule.domain) if rule.domain else None
+    return Target(guest_only=rule.qemu, domain=whose)
