@@ -1,6 +1,7 @@
 """The scanner on real processes, with a clock that the tests turn."""
 
 import contextlib
+import errno
 import os
 import signal
 
@@ -313,3 +314,28 @@ def test_many_epochs_leak_nothing(world, holder):
         one.ask("put", turn % 100, 1 + turn % 100)
         world.epochs(2, seconds=30.0)
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_without_userfaultfd_pages_are_read_again_and_again(
+    world, holder, monkeypatch, caplog, code
+):
+    """An old kernel, or a program that may not have one: slower, and said so."""
+
+    def no_watch(_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(OtherProcess, "watch", no_watch)
+    one, two = holder(SAME), holder(SAME)
+    for turn in range(6):
+        one.ask("put", 7, 1000 + turn)
+        world.epochs(1)
+    assert "every page is read at every look" in caplog.text
+    assert merged(one.pid, inside(one)) == 99
+    assert merged(two.pid, inside(two)) >= 99
+    one.ask("put", 3, 9)
+    world.epochs(1)
+    assert world.member(one.pid).unmerged >= 1
+    one.ask("put", 3, 4)
+    one.ask("put", 7, 8)
+    assert one.ask("sum") == two.ask("sum")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from sksm.engines import choice
-from sksm.errors import ProcessGone
+from sksm.errors import DaemonUnreachable, ProcessGone
 from sksm.outcomes import Outcome, failures_of
 from sksm.process import domain, status
 from sksm.process.domain import Domain
@@ -18,6 +18,7 @@ from sksm.scanner.watched import Watched
 
 _SELECT_SECONDS = 2.0  # from one look for processes to the next
 _NEWS = 0.001  # of all pages: so few that became due are no news
+_PASSING = (ProcessGone, DaemonUnreachable)  # to be tried again
 _log = logging.getLogger(__name__)
 
 
@@ -146,7 +147,7 @@ class Scanner:
             outcome = Outcome(pid, status.name(pid))
             with failures_of(outcome):
                 self._add(pid, targets[pid], outcome)
-            if outcome.failed and not isinstance(outcome.error, ProcessGone):
+            if outcome.failed and not isinstance(outcome.error, _PASSING):
                 self.refused[pid] = outcome
         return bool(new)
 
@@ -165,5 +166,5 @@ class Scanner:
             for pid, member in list(group.members.items()):
                 if member.outcome.failed:
                     group.members.pop(pid).close()
-                    if not isinstance(member.outcome.error, ProcessGone):
+                    if not isinstance(member.outcome.error, _PASSING):
                         self.refused[pid] = member.outcome

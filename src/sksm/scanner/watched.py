@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,14 +20,17 @@ from sksm.pages import is_pool
 from sksm.pipeline import merge_all
 from sksm.process import pages_of, spans_of, status
 from sksm.process.other import OtherProcess
+from sksm.process.watching import WriteWatch
 from sksm.report import MergeReport
 from sksm.scanner.ages import Numbers, Pages
 from sksm.scanner.layout import Bounds, Layout, guest_memory, joined
+from sksm.scanner.rereading import Rereading
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 from sksm.store import Store
 from sksm.store.reclaim import copied
 from sksm.twins import Flags, pieces
 
+_log = logging.getLogger(__name__)
 FEW_PAGES = 64  # for which it is not worth to stop a process
 _PATIENCE_SECONDS = 60.0
 READ_PAGES = 4096  # at a time, before somebody looks at the budget again
@@ -42,7 +47,7 @@ class Watched:
         guest_only: it emulates a machine, and only that one's memory counts.
 
     Raises:
-        OSError: as `OtherProcess`; EOPNOTSUPP or EINVAL if writes cannot be seen.
+        OSError: as `OtherProcess`.
     """
 
     def __init__(self, pid: int, quiet_seconds: float, *, guest_only: bool) -> None:
@@ -58,7 +63,7 @@ class Watched:
                 guest = guest_memory(space) if guest_only else None
                 self._layout = Layout(pid, guest)
                 scope.callback(self._layout.close)
-                self._watch = space.watch()
+                self._watch = _watch(space)
                 scope.callback(self._watch.end)
             self._scope = scope.pop_all()
 
@@ -240,3 +245,18 @@ class Watched:
 # What userfaultfd leaves in an absent entry looks like a swap entry.
 _SOMEWHERE = np.uint64(pagemap.ENTRY_PRESENT | pagemap.ENTRY_SWAPPED)
 _MARKER = np.uint64(pagemap.ENTRY_SWAPPED | pagemap.ENTRY_UFFD_WP)
+
+
+def _watch(space: OtherProcess) -> WriteWatch | Rereading:
+    """Have the kernel note what is written to; read it all, where it does not."""
+    try:
+        return space.watch()
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        _log.warning(
+            "process %d: every page is read at every look, as the kernel cannot note "
+            "what is written to (%s; Linux 6.7, userfaultfd)",
+            *(space.pid, error.strerror),
+        )
+        return Rereading(space.pid)
