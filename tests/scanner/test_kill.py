@@ -61,13 +61,15 @@ def test_programs_outlive_their_scanner_whenever_it_is_killed(worker, runtime, k
         assert all(
             psutil.Process(pid).status() != psutil.STATUS_TRACING_STOP for pid in pids
         )
+    # What a killed store had merged is not merged with what the next one has.
     left = [descriptors(pid) - n for pid, n in zip(pids, before, strict=True)]
     assert max(left) <= MOST_DESCRIPTORS * kills
     with watch(pids) as scanner:
+        assert scanner.stdout.readline()
         spans = [inside(one, 299) for one in crew]
         poll(
             lambda: all(
-                merged(pid, span) > 200 for pid, span in zip(pids, spans, strict=True)
+                merged(pid, span) > 100 for pid, span in zip(pids, spans, strict=True)
             ),
             seconds=60,
         )

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
+from sksm.linux import libc
 from sksm.store.local import LocalStore
 from sksm.store.reclaim import take_census
 
@@ -69,6 +70,7 @@ class Reclaimer:
                 return
             try:
                 live = self._twice_seen()
+                libc.trim()  # what taking pages in, and looking, took
             except (OSError, MemoryError) as error:
                 self.held_back = f"cannot look at every process: {error}"
                 return

@@ -22,7 +22,7 @@ from sksm.process.there import There
 from sksm.process.watching import Barrier
 from sksm.spans import PAGE_SIZE, Span
 
-_MOST_AT_ONCE = 64  # exchanges in one stop
+_MOST_AT_ONCE = 32  # exchanges in one stop
 # How long a thread may take to stop while the barrier is up. One that meets it in a
 # system call never does: asked to stop, it tries again and again (handle_userfault).
 _BARRIER_SECONDS = 0.001

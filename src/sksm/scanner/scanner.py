@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from sksm.engines import choice
 from sksm.errors import DaemonUnreachable, ProcessGone
+from sksm.linux import libc
 from sksm.outcomes import Outcome, failures_of
 from sksm.process import domain, status
 from sksm.process.domain import Domain
@@ -106,6 +107,8 @@ class Scanner:
                 _log.warning("domain %s: %s", group.domain.name, error)
                 group.close()
         self._drop_failed()
+        if done.offered_pages:
+            libc.trim()  # merging takes tens of MiB, for a moment
         news = came or done.read_pages > _NEWS * done.seen_pages
         news |= done.offered_pages > 0
         # The first look at a process costs more than any other.
