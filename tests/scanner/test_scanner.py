@@ -291,6 +291,23 @@ def test_a_huge_page_is_broken_only_for_three_quarters_of_its_pages(
     assert two.ask("sum")
 
 
+def test_what_leaves_the_pool_is_given_back(world, holder, runtime):
+    """By writes, or with a process; within two epochs, not when the daemon looks."""
+    kinds = list(range(1, 401))
+    one, two, three = holder(kinds), holder(kinds), holder(kinds[:100])
+    world.epochs(6)
+    (group,) = world.scanner.groups.values()
+    before = group.pool_bytes
+    assert before >= 400 * PAGE_SIZE
+    for index in range(400):
+        for each in (one, two):
+            each.ask("put", index, index + 1)
+    world.epochs(2, seconds=5.0)
+    assert group.pool_bytes <= before - 300 * PAGE_SIZE
+    assert one.ask("sum") == two.ask("sum")
+    assert three.ask("sum")
+
+
 def test_a_watch_leaves_nothing_behind_in_the_process(world, holder):
     """No mapping, no descriptor; for as long as it lasts, too."""
     one, _two = holder(SAME), holder(SAME)

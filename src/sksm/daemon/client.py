@@ -145,6 +145,10 @@ class RemoteStore:
         self._say(protocol.Supervise(), [listener])
         self._hear(protocol.Supervised)
 
+    def give_back(self) -> None:
+        """Free, now and not sometime, slots that nobody maps any more."""
+        self.status(reclaim=True)
+
     def _slots(self, raw: bytes, pages: int) -> npt.NDArray[np.int64]:
         """Read slots, one a page. None lies behind the file's end: SIGBUS there."""
         size = os.fstat(self._pool).st_size

@@ -22,6 +22,8 @@ _LOOKUP_PAGES = 4096
 _MERGE_RATE = 25_000.0  # pages in a second of processor time, until it was measured
 _NEVER = float("inf")
 _AGAIN_SECONDS = 15.0
+_MANY_PAGES = 256  # that left the pool: a MiB
+_LOOK_SECONDS = 5.0  # from one look for dead slots to the next, at least
 _NOTHING: tuple[Numbers, Prints] = np.empty(0, np.int64), np.empty(0, np.uint64)
 
 
@@ -38,6 +40,9 @@ class Group:
         self._scope = contextlib.ExitStack()
         self.again_at = _NEVER  # when what was put off may be worth it
         self._rate = _MERGE_RATE
+        self._gone = 0  # pages of members there were, which showed the pool
+        self._given_back = 0  # of all that left it, when slots were freed last
+        self._looked_at = -_LOOK_SECONDS
         self._opened: Store | None = None
         self._pooled: Prints = np.empty(0, np.uint64)  # ascending, of what was read
 
@@ -66,6 +71,23 @@ class Group:
             for member in self.members.values():
                 member.pages.forget_prints()  # they were made with another seed
         return self._opened
+
+    def remove(self, pid: int) -> Watched:
+        """Let go of a member; gives it, to be closed."""
+        member = self.members.pop(pid)
+        self._gone += member.unmerged + member.pages.merged()
+        return member
+
+    def give_back(self, now: float) -> None:
+        """Have slots freed if many pages have left the pool since the last time.
+
+        The daemon would look for them later: it is not told of writes.
+        """
+        left = self._gone + sum(member.unmerged for member in self.members.values())
+        many = left - self._given_back >= _MANY_PAGES
+        if many and now >= self._looked_at + _LOOK_SECONDS and self._opened:
+            self._given_back, self._looked_at = left, now
+            self.store.give_back()
 
     def read(self, member: Watched) -> Iterator[int]:
         """Read what is due of a member, some at a time; gives how many pages."""

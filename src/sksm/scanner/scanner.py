@@ -103,6 +103,7 @@ class Scanner:
         for group in list(self.groups.values()):
             try:
                 self._work(group, done)
+                group.give_back(now)
             except ConnectionError as error:
                 _log.warning("domain %s: %s", group.domain.name, error)
                 group.close()
@@ -141,7 +142,7 @@ class Scanner:
         targets = self._select()
         for group in self.groups.values():
             for pid in group.members.keys() - targets.keys():
-                group.members.pop(pid).close()
+                group.remove(pid).close()
         for pid in self.refused.keys() - targets.keys():
             del self.refused[pid]
         known = {pid for group in self.groups.values() for pid in group.members}
@@ -168,6 +169,6 @@ class Scanner:
         for group in self.groups.values():
             for pid, member in list(group.members.items()):
                 if member.outcome.failed:
-                    group.members.pop(pid).close()
+                    group.remove(pid).close()
                     if not isinstance(member.outcome.error, _PASSING):
                         self.refused[pid] = member.outcome

@@ -49,6 +49,10 @@ class Store(Protocol):
         """
         ...
 
+    def give_back(self) -> None:
+        """Free, now and not sometime, slots that nobody maps any more."""
+        ...
+
     def lease(self) -> AbstractContextManager[object]:
         """Keep every slot as it is until the block ends."""
         ...

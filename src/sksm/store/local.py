@@ -53,6 +53,9 @@ class LocalStore:
         """Nothing remains but the pool when its process ends."""
         return 0
 
+    def give_back(self) -> None:
+        """Free nothing: only the daemon looks at who maps its pool."""
+
     @property
     def slots(self) -> int:
         """How many slots there are, those that were given back included."""
