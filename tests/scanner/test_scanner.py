@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from sksm.daemon.client import RemoteStore
+from sksm.errors import DaemonUnreachable
 from sksm.linux import maps
 from sksm.linux.features import Feature
 from sksm.pages import is_pool
@@ -255,6 +256,24 @@ def test_a_daemon_that_ends_is_replaced(world, holder, runtime):
     assert merged(one.pid, inside(one, 70)) == 70
     assert one.ask("sum") == two.ask("sum")
     assert three.ask("sum") == four.ask("sum")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, DaemonUnreachable])
+def test_a_store_that_fails_ends_nothing(world, holder, monkeypatch, error):
+    """It is tried again with the next epoch, and nobody is given up for it."""
+    one, _two = holder(SAME), holder(SAME)
+
+    def fail(*_):
+        raise error("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteStore, "lookup", fail)
+        world.epochs(6)
+    assert world.scanner.refused == {}
+    assert merged(one.pid, one.span) == 0
+    world.scanner._select_at = 0.0
+    world.epochs(8)
+    assert merged(one.pid, inside(one)) == 100
 
 
 def test_what_there_is_no_time_for_is_done_later(world, holder, monkeypatch):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from sksm.engines import choice
-from sksm.errors import DaemonUnreachable, ProcessGone
+from sksm.errors import DaemonUnreachable, ProcessGone, SksmError
 from sksm.linux import libc
 from sksm.outcomes import Outcome, failures_of
 from sksm.process import domain, status
@@ -104,7 +104,7 @@ class Scanner:
             try:
                 self._work(group, done)
                 group.give_back(now)
-            except ConnectionError as error:
+            except (ConnectionError, SksmError) as error:  # of the store
                 _log.warning("domain %s: %s", group.domain.name, error)
                 group.close()
         self._drop_failed()
