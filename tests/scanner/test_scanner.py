@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 
+import psutil
 import pytest
 
 from sksm.daemon.client import RemoteStore
@@ -193,8 +194,23 @@ def test_users_share_only_in_a_group_that_was_named(world, holder, worker, group
         end_daemon_of(domain)
 
 
+def test_a_process_that_becomes_another_program_is_watched_anew(world, holder):
+    """Nothing of the old one is left, the watch included."""
+    one, two = holder(SAME), holder(SAME)
+    world.epochs(6)
+    one.ask("exec")
+    one.span = Span(*map(int, one.ask("hold", SAME)))
+    world.scanner._select_at = 0.0
+    world.epochs(1)  # finds the old one gone
+    world.scanner._select_at = 0.0
+    world.epochs(7)
+    assert merged(one.pid, inside(one)) == 100
+    assert world.scanner.refused == {}
+    assert one.ask("sum") == two.ask("sum")
+
+
 def test_a_process_that_ends_is_forgotten(world, holder):
-    """And one that becomes another program is watched from the beginning."""
+    """The others stay as they are."""
     one, two = holder(SAME), holder(SAME)
     world.epochs(6)
     one.process.kill()
@@ -341,15 +357,25 @@ def test_a_watch_leaves_nothing_behind_in_the_process(world, holder):
     assert len(os.listdir(f"/proc/{one.pid}/fd")) == files
 
 
-def test_many_epochs_leak_nothing(world, holder):
-    """Descriptors of ours, above all."""
-    one, _two = holder(SAME), holder(SAME)
+@pytest.mark.parametrize(
+    "turns",
+    [50, pytest.param(1440, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+)
+def test_many_epochs_leak_nothing(world, holder, turns):
+    """Descriptors, memory; the longer one is a day, with something new each minute."""
+    one, two = holder(SAME), holder(SAME)
     world.epochs(8)
-    before = len(os.listdir("/proc/self/fd"))
-    for turn in range(50):
+    world.epochs(20, seconds=30.0)
+    ours = psutil.Process()
+    before = ours.num_fds(), ours.memory_info().rss
+    theirs = [psutil.Process(each.pid).num_fds() for each in (one, two)]
+    for turn in range(turns):
         one.ask("put", turn % 100, 1 + turn % 100)
         world.epochs(2, seconds=30.0)
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert ours.num_fds() <= before[0]
+    assert ours.memory_info().rss <= before[1] + (8 << 20)
+    assert [psutil.Process(each.pid).num_fds() for each in (one, two)] == theirs
+    assert one.ask("sum") == two.ask("sum")
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
