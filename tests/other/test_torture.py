@@ -62,7 +62,6 @@ def label(program):
         ),
     ],
 )
-@pytest.mark.usefixtures("patient")
 def test_a_program_that_is_merged_notices_nothing(target, program, seconds):
     """Two of them, with equal pages, into one pool after another.
 
@@ -71,6 +70,10 @@ def test_a_program_that_is_merged_notices_nothing(target, program, seconds):
     """
     pair = [target(*program), target(*program)]
     total, gone = merging.merge_in_turns(pair, for_seconds(seconds))
+    for _ in range(5):  # others may have the processors, and no thread stops in time
+        if gone or total.merged + total.stored + total.zero:
+            break
+        total, gone = merging.merge_in_turns(pair, for_seconds(seconds))
     for one in pair:
         assert one.process.poll() is None, one
         one.goes_on()
