@@ -155,7 +155,8 @@ class _Reading:
                 continue
             self._numbers.append(pages_of(spans))
             self._prints.append(prints)
-            self._frames.append(shared_frames(table, self._numbers[-1]))
+            entries = entries_of(table, self._numbers[-1])
+            self._frames.append(shared_frames(entries, self._numbers[-1]))
             self._tell(len(prints))
 
 
@@ -183,17 +184,18 @@ def fingerprints_of(
             yield group, fingerprint(rows, seed)
 
 
-def shared_frames(table: int, numbers: npt.NDArray[np.int64]) -> Prints:
+def shared_frames(
+    entries: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int64]
+) -> Prints:
     """Name the frame of each page that more than one page table shows; else 0.
 
     Only root is told frames' numbers. For others the page's number must do: pages
     are shared by fork nearly always, and then have the same one in each process.
 
     Args:
-        table: an open /proc/PID/pagemap.
+        entries: theirs in the page table, as `entries_of` gives them.
         numbers: of the pages, ascending.
     """
-    entries = entries_of(table, numbers)
     alone = entries & np.uint64(pagemap.ENTRY_EXCLUSIVE) != 0
     alone |= entries & np.uint64(pagemap.ENTRY_PRESENT) == 0  # gone since
     frames = entries & np.uint64(pagemap.ENTRY_FRAME)

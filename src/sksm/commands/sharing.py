@@ -168,9 +168,7 @@ def _pool_use(
     use.exact = size is not None
     use.pool_bytes = _union(live) if size is None else size
     if use.daemon_pid:
-        with contextlib.suppress(psutil.Error):
-            memory = psutil.Process(use.daemon_pid).memory_info()
-            use.daemon_bytes = memory.rss - memory.shared + _tables(use.daemon_pid)
+        use.daemon_bytes = status.own_bytes(use.daemon_pid) + _tables(use.daemon_pid)
     return use
 
 

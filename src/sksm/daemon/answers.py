@@ -7,11 +7,11 @@ import os
 import time
 
 import numpy as np
-import psutil
 
 from sksm.daemon import protocol
 from sksm.daemon.protocol import Malformed
 from sksm.daemon.reclaimer import Reclaimer
+from sksm.process import status
 from sksm.process.domain import Domain
 from sksm.spans import PAGE_SIZE, Span
 from sksm.store import UNSEEN, Offered
@@ -92,12 +92,11 @@ class Answers:
         """Say how things stand; with `reclaim`, after giving back what is dead."""
         if reclaim:
             self._reclaimer.run(again=bool(clients))
-        memory = psutil.Process().memory_info()
         return protocol.Status(
             pid=os.getpid(),
             clients=clients,
             **self._store.usage(),
-            own_bytes=memory.rss - memory.shared,
+            own_bytes=status.own_bytes(os.getpid()),
             reclaimed=self._reclaimer.reclaimed,
             held_back=self._reclaimer.held_back,
             seconds=time.time() - self._born,

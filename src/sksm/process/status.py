@@ -158,6 +158,17 @@ def private_pages(pid: int) -> int:
     return int(kib) * 1024 // PAGE_SIZE
 
 
+def own_bytes(pid: int) -> int:
+    """Read the memory of a process that is no file's and not shared.
+
+    By /proc/PID/statm (proc(5)), in bytes; 0 if it ended.
+    """
+    with contextlib.suppress(OSError):
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+        return (int(resident) - int(shared)) * PAGE_SIZE
+    return 0
+
+
 def pss(pid: int) -> int:
     """Read the memory a process accounts for, its share of shared pages included.
 

@@ -102,7 +102,9 @@ class Ledger:
         merged = sum(one.merged_bytes for one in processes)
         mappings = sum(one.mappings_added for one in processes) * _MAPPING_BYTES
         pool = sum(group.pool_bytes for group in self._scanner.groups.values())
-        own = _own_bytes(os.getpid()) + sum(map(_own_bytes, self._keepers()))
+        own = status.own_bytes(os.getpid()) + sum(
+            map(status.own_bytes, self._keepers())
+        )
         unmerged = self._unmerged + sum(one.unmerged_pages for one in processes)
         return Figures(
             epoch=epoch.number,
@@ -175,10 +177,3 @@ def _of_process(one: Watched) -> ProcessFigures:
         unmerged_pages=one.unmerged,
         mappings_added=one.outcome.report.mappings_added,
     )
-
-
-def _own_bytes(pid: int) -> int:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        memory = psutil.Process(pid).memory_info()
-        return int(memory.rss - memory.shared)
-    return 0

@@ -113,8 +113,7 @@ class Group:
             some, likely[pid] = numbers[flags[pid]], _NOTHING
             frames[pid] = _NOTHING[1]
             with failures_of(self.members[pid].outcome):
-                there = self.members[pid].present(some)
-                frames[pid] = self.members[pid].frames(some[there])
+                there, frames[pid] = self.members[pid].present(some)
                 likely[pid] = some[there], prints[flags[pid]][there]
         wanted = candidates.worthwhile(likely, frames, self._pooled, seed)
         for pid, numbers in wanted.items():

@@ -39,7 +39,6 @@ class Epoch:
     looking_seconds: float = 0.0  # of processor time
     read_pages: int = 0
     offered_pages: int = 0  # that were worth merging
-    seen_pages: int = 0
 
 
 class Scanner:
@@ -96,7 +95,6 @@ class Scanner:
             for member in group.members.values():
                 with failures_of(member.outcome):
                     member.look(now - self._looked_at)
-                    done.seen_pages += member.pages.seen()
         self._looked_at = now
         self._drop_failed()
         done.looking_seconds = time.process_time() - began
@@ -110,12 +108,19 @@ class Scanner:
         self._drop_failed()
         if done.offered_pages:
             libc.trim()  # merging takes tens of MiB, for a moment
-        news = came or done.read_pages > _NEWS * done.seen_pages
-        news |= done.offered_pages > 0
+        news = came or done.offered_pages > 0 or self._read_many(done.read_pages)
         # The first look at a process costs more than any other.
         cost = 0.0 if came else done.looking_seconds
         self.pause = self.budget.pause(news=news, cost=cost)
         return done
+
+    def _read_many(self, pages: int) -> bool:
+        """Say whether so many pages read are news, beside all that there are."""
+        return pages > 0 and pages > _NEWS * sum(
+            member.pages.seen()
+            for group in self.groups.values()
+            for member in group.members.values()
+        )
 
     def _work(self, group: Group, done: Epoch) -> None:
         if self.budget.left() <= 0:

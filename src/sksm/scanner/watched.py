@@ -145,18 +145,17 @@ class Watched:
         private: Numbers = numbers[there & ~shared]
         return private
 
-    def frames(self, numbers: Numbers) -> Prints:
-        """Name the frames of pages, ascending, that are mapped more than once."""
-        with OtherProcess(self.pid) as space:
-            return shared_frames(space.pagemap(), numbers)
+    def present(self, numbers: Numbers) -> tuple[Flags, Prints]:
+        """Say which pages, ascending, are still there; forget the others.
 
-    def present(self, numbers: Numbers) -> Flags:
-        """Say which pages, ascending, are still there; forget the others."""
+        Returns:
+            That, and the frames of those that are, as `shared_frames` names them.
+        """
         with OtherProcess(self.pid) as space:
             entries = entries_of(space.pagemap(), numbers)
         there: Flags = entries & np.uint64(pagemap.ENTRY_PRESENT) != 0
         self.pages.forget(numbers[~there])
-        return there
+        return there, shared_frames(entries[there], numbers[there])
 
     def unbroken(self, numbers: Numbers) -> Flags:
         """Say which pages, ascending, are part of huge pages not worth breaking."""
