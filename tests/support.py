@@ -42,7 +42,11 @@ def mapped_bytes(inode):
 
 
 class Daemon:
-    """sksmd started by hand, as a child: its options, limits and end are the test's."""
+    """sksmd started by hand, as a child: its options, limits and end are the test's.
+
+    An impatient one has a first client until `let_go()`, or it would have left
+    before the test's own comes.
+    """
 
     def __init__(self, runtime, idle=600.0, **popen):
         self.path = runtime / "sksmd.sock"
@@ -54,13 +58,19 @@ class Daemon:
         )
         self.pid = self.process.pid
         self._runtime, self.watcher = runtime, None
-        poll(self._answers)
+        self._first = poll(self._connect)
+        if idle >= 1:
+            self.let_go()
 
-    def _answers(self):
+    def _connect(self):
         assert self.process.poll() is None, "the daemon did not start"
         with contextlib.suppress(DaemonUnreachable):
-            return self.status()
+            return RemoteStore(start=False)
         return None
+
+    def let_go(self):
+        """Hang up, as the first client."""
+        self._first.close()
 
     def status(self, *, reclaim=False):
         store = RemoteStore(start=False)
@@ -92,6 +102,7 @@ class Daemon:
     def end(self):
         self.process.kill()
         self.process.wait()
+        self.let_go()
         if self.watcher:
             self.watcher.socket.close()
 

@@ -27,6 +27,7 @@ def test_daemon_leaves_with_socket_and_memory_when_nobody_uses_it(
     puppet.merge("data")
     inode = puppet.pool_inode()
     assert mapped_bytes(inode) == PAGES * 4096
+    daemon.let_go()
     puppet.end()
 
     assert daemon.process.wait(30) == 0
@@ -39,6 +40,7 @@ def test_daemon_stays_while_somebody_maps_the_pool(daemons, puppets):
     daemon, puppet = daemons(idle=0.01), puppets()
     puppet.fill("data", 1, PAGES)
     puppet.merge("data")
+    daemon.let_go()
     asleep = daemon.switches()
     puppet.hang_up()
     poll(lambda: daemon.switches() > asleep + 1)  # it has looked, ever more rarely
@@ -98,9 +100,8 @@ def test_a_client_with_blocked_signals_does_not_make_it_deaf(runtime):
 def test_its_end_is_clean_when_its_directory_is_gone(runtime, daemons):
     """Somebody cleaned up /tmp: nobody can find it any more, and it leaves."""
     daemon = daemons(idle=0.05)
-    store = RemoteStore(start=False)
     shutil.rmtree(runtime)
-    store.close()
+    daemon.let_go()
 
     assert daemon.process.wait(30) == 0
 
