@@ -20,7 +20,7 @@ import psutil
 
 from bench.programs.crew import running
 from bench.results import Wrong
-from bench.scanner.scanners import Cost, Scanner
+from bench.scanner.scanners import Cost, Ksmd, Scanner
 from sksm.commands.demonstration import run
 from sksm.daemon import runtime
 from sksm.daemon.protocol import Status
@@ -56,14 +56,17 @@ class Watch(Scanner):
         self.epochs: list[dict[str, Any]] = []  # what it said, once it has ended
         self._orphans: set[int] = set()  # came to us when whoever started them left
         self._ended_seconds = 0.0  # of processor time, of orphans that have ended
+        self._ksmd = Ksmd()  # which it may set to work
 
     def cost(self) -> Cost:
         """Read what all processes have cost so far."""
         daemon = self._daemon()
         family = self._family()
         others = (one for one in family if daemon is None or one.pid != daemon.pid)
+        steered = self._ksmd.cost()
         seconds = self._ended_seconds + sum(map(_cpu_seconds, family))
-        return Cost(seconds, sum(status.pss(one.pid) for one in others), daemon)
+        memory = sum(status.pss(one.pid) for one in others)
+        return Cost(seconds + steered.cpu_seconds, memory + steered.other_bytes, daemon)
 
     def require_alive(self) -> None:
         """Make sure that it still works.

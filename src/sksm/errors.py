@@ -25,6 +25,10 @@ class Unsupported(SksmError):
     exit_code = 3
 
 
+class NotToBeShared(Unsupported):
+    """It would share with somebody with whom it may not."""
+
+
 class NotPermitted(SksmError):
     """It could be done with a permission that this process does not have."""
 

@@ -19,8 +19,6 @@ from sksm.process.other import EVERYTHING, OtherProcess
 from sksm.report import Step
 from sksm.spans import PAGE_SIZE, groups
 
-_MARKED = "mg"  # VmFlags: mergeable, for KSM
-
 
 def unmerge(pids: Sequence[int], step: Step) -> list[Outcome]:
     """Give processes private memory again in the place of what they share.
@@ -39,7 +37,7 @@ def unmerge(pids: Sequence[int], step: Step) -> list[Outcome]:
             shared[outcome.pid] = [
                 mapping
                 for mapping in found
-                if is_pool(mapping) or (by_ksm and _MARKED in mapping.flags)
+                if is_pool(mapping) or (by_ksm and ksm.MARK in mapping.flags)
             ]
             wanted += by_ksm + sum(m.span.size for m in found if is_pool(m))
     available = psutil.virtual_memory().available

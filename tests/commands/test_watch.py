@@ -77,12 +77,12 @@ def test_options_take_the_place_of_the_configuration():
     """Each value of an option is a rule; what is not given stays."""
     given = {f"{name}s": () for name in ("pid", "name", "uid", "cgroup", "unit")}
     given |= {"pids": (7, 8), "names": ("a*",), "qemu": True}
-    given |= {"cpu_percent": 5.0, "quiet_seconds": None}
+    given |= {"cpu_percent": 5.0, "quiet_seconds": None, "engine": "pool"}
     before = Config(quiet_seconds=9.0, rules=(Rule(uid=1),), excluded=(Rule(uid=2),))
     found = service.chosen(before, given)
     assert found.rules == (Rule(pid=7), Rule(pid=8), Rule(name="a*"), Rule(qemu=True))
     assert found.excluded == before.excluded
-    assert (found.cpu_percent, found.quiet_seconds) == (5.0, 9.0)
+    assert (found.cpu_percent, found.quiet_seconds, found.engine) == (5.0, 9.0, "pool")
     given |= {"pids": (), "names": (), "qemu": False}
     assert service.chosen(before, given).rules == before.rules
 

@@ -189,7 +189,7 @@ def test_users_share_only_in_a_group_that_was_named(world, holder, worker, group
     assert found == ((100, 100) if group else (0, 0))
     assert one.ask("sum") == two.ask("sum")
     if group:
-        (domain,) = world.scanner.groups
+        ((domain, _),) = world.scanner.groups
         assert domain.name == group
         end_daemon_of(domain)
 
@@ -332,13 +332,13 @@ def test_what_leaves_the_pool_is_given_back(world, holder, runtime):
     one, two, three = holder(kinds), holder(kinds), holder(kinds[:100])
     world.epochs(6)
     (group,) = world.scanner.groups.values()
-    before = group.pool_bytes
+    before = group.shared_bytes
     assert before >= 400 * PAGE_SIZE
     for index in range(400):
         for each in (one, two):
             each.ask("put", index, index + 1)
     world.epochs(2, seconds=5.0)
-    assert group.pool_bytes <= before - 300 * PAGE_SIZE
+    assert group.shared_bytes <= before - 300 * PAGE_SIZE
     assert one.ask("sum") == two.ask("sum")
     assert three.ask("sum")
 

@@ -25,8 +25,8 @@ def world(monkeypatch):
             "objection_to",
             lambda _, in_place=False: never or (None if in_place else pins),
         )
+        monkeypatch.setattr(choice, "stranger", lambda _: "")
 
-    monkeypatch.setattr(choice, "_stranger", lambda _: "")
     return make
 
 
@@ -79,12 +79,22 @@ def test_who_insists_gets_it_or_the_reason(world):
 def test_ksm_is_not_chosen_where_it_would_share_with_another_user(monkeypatch):
     """Which pages merged is a secret between users; who insists knows that."""
     me = os.getpid()
-    monkeypatch.setattr(ksm, "merged_pages", lambda pid: int(pid == me))
-    assert choice._stranger(me) == ""
-    real = domain.of
-    other = domain.Domain(12345)
-    monkeypatch.setattr(domain, "of", lambda pid: other if pid == me else real(pid))
-    assert choice._stranger(os.getppid()) == choice.CROSSES.format(me)
+    monkeypatch.setattr(ksm, "is_marked", lambda pid: pid == me)
+    assert choice.stranger(domain.of(me).admits) == ""
+    assert choice.stranger(lambda pid: pid != me) == choice.CROSSES.format(me)
+
+
+def test_memory_that_its_owner_marked_goes_to_ksm_if_it_is_safe(world, monkeypatch):
+    """As QEMU's guests: KSM takes no mapping for each run of pages."""
+    world(kernel=NONE)
+    assert choice.choose(1, marked=True) == ("ksm", "")
+    world(kernel=NONE, by_ksm=NO_KSM)
+    assert choice.choose(1, marked=True) == ("pool", "")
+    world(kernel=NONE)
+    monkeypatch.setattr(choice, "stranger", lambda _: "somebody else")
+    assert choice.choose(1, marked=True) == ("pool", "")
+    world()
+    assert choice.choose(1, marked=True) == ("kernel", "")
 
 
 def test_a_process_that_ends_meanwhile_is_no_stranger(monkeypatch):
@@ -93,5 +103,5 @@ def test_a_process_that_ends_meanwhile_is_no_stranger(monkeypatch):
     def gone(_):
         raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
 
-    monkeypatch.setattr(ksm, "merged_pages", gone)
-    assert choice._stranger(os.getpid()) == ""
+    monkeypatch.setattr(ksm, "is_marked", gone)
+    assert choice.stranger(domain.of(os.getpid()).admits) == ""

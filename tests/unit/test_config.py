@@ -374,7 +374,7 @@ CHARACTERS = st.characters(exclude_categories=["Cs"])
 WORDS = st.text(CHARACTERS, max_size=6)
 BARE = st.text("abcXYZ019-_", min_size=1, max_size=6)
 CRITERIA = {"pid", "name", "uid", "cgroup", "unit", "qemu", "domain"}
-SETTINGS = {"cpu_percent", "quiet_seconds", "metrics", "log"}
+SETTINGS = {"cpu_percent", "quiet_seconds", "engine", "metrics", "log"}
 KNOWN = CRITERIA | SETTINGS | {"watch", "exclude"}
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
 import sys
 from typing import Any
 
@@ -12,7 +10,6 @@ import click
 
 from sksm.commands import options
 from sksm.commands.explaining import Explained
-from sksm.errors import SksmError
 
 _COMMANDS = (
     "demo",
@@ -62,19 +59,10 @@ def main() -> None:
     Programs ask for it themselves, with sksm.merge(array); these commands show
     what it brings.
     """
-    _repair_knobs()
+    from sksm.commands import knobs  # noqa: PLC0415
 
-
-def _repair_knobs() -> None:
-    """Give ksmd's knobs back if a measurement was killed before it could."""
-    if os.geteuid() != 0:
-        return
-    from sksm.daemon import runtime  # noqa: PLC0415
-    from sksm.linux import ksm  # noqa: PLC0415
-
-    with contextlib.suppress(OSError, SksmError):
-        if ksm.repair(runtime.directory() / ksm.STATE_NAME):
-            click.echo("sksm: gave back the settings of ksmd, left changed", err=True)
+    if knobs.repair():
+        click.echo(f"sksm: {knobs.REPAIRED}", err=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sksm.commands import knobs
 from sksm.commands.options import Session
 from sksm.daemon import signals
 from sksm.daemon.main import shed_inheritance
@@ -43,6 +44,8 @@ def serve(file: Path | None, session: Session) -> None:
         config = configured(paths)
         log.set_up(config.log)
         session.log = logging.getLogger("sksmd").error
+        if knobs.repair():
+            logging.getLogger("sksmd").warning(knobs.REPAIRED)
         tells: list[Tell] = [log.Chronicle().tell, manager.tell]
         if config.metrics:
             from sksm.reporters import metrics  # noqa: PLC0415  memory, too

@@ -46,6 +46,12 @@ from sksm.commands import options
     metavar="SECONDS",
     help="How long a page must stay unwritten.  [default: 4]",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "pool", "ksm", "kernel"]),
+    help="As for sksm merge; auto: memory that its owner marked for KSM, as QEMU does "
+    "its guests', goes to ksm where that is possible.  [default: auto]",
+)
 @options.output_options
 def command(as_json: bool, **given: object) -> int:
     """Merge what running programs hold twice, as it comes to rest.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import psutil
 
@@ -18,13 +19,22 @@ CROSSES = (
 )
 
 
-def choose(pid: int, wanted: str = AUTO) -> tuple[str, str]:
+def choose(
+    pid: int,
+    wanted: str = AUTO,
+    *,
+    marked: bool = False,
+    admits: Callable[[int], bool] | None = None,
+) -> tuple[str, str]:
     """Choose an engine for a process.
 
     Args:
         pid: which.
         wanted: an engine that somebody insists on. The pool may then be used where
             freed memory may be missed (`runtimes.doubt`), and KSM across users.
+        marked: rather KSM than the pool, if both are safe: its owner marked its memory
+            for that.
+        admits: says with which processes it may share; by default those of its domain.
 
     Returns:
         The engine and "", or "" and why none may be used, with what would help.
@@ -41,11 +51,13 @@ def choose(pid: int, wanted: str = AUTO) -> tuple[str, str]:
     if not obstacle(KERNEL):
         return KERNEL, ""
     doubt = guards.objection_to(pid) or runtimes.doubt(pid)
-    if not doubt:
-        return POOL, ""
-    if hindrance := obstacle(KSM) or _stranger(pid):
-        return "", f"{doubt}. By KSM it could be merged, but {hindrance}"
-    return KSM, ""
+    if doubt or marked:
+        hindrance = obstacle(KSM) or stranger(admits or domain.of(pid).admits)
+        if not hindrance:
+            return KSM, ""
+        if doubt:
+            return "", f"{doubt}. By KSM it could be merged, but {hindrance}"
+    return POOL, ""
 
 
 def obstacle(engine: str) -> str | None:
@@ -57,11 +69,14 @@ def obstacle(engine: str) -> str | None:
     return None
 
 
-def _stranger(pid: int) -> str:
-    """Find a process of another user whose pages KSM could share with this one's."""
-    whose = domain.of(pid)
-    for other in psutil.pids():
+def stranger(admits: Callable[[int], bool]) -> str:
+    """Find a process that KSM would share pages with, and may not.
+
+    Returns:
+        What is to be said of it; "" if there is none.
+    """
+    for pid in psutil.pids():
         with contextlib.suppress(OSError):  # it ended
-            if ksm.merged_pages(other) and domain.of(other) != whose:
-                return CROSSES.format(other)
+            if ksm.is_marked(pid) and not admits(pid):
+                return CROSSES.format(pid)
     return ""

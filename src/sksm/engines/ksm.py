@@ -67,7 +67,12 @@ class KsmEngine:
         pages = sum(len(one.numbers) for one in marked)
         if not pages:
             return {}
-        done = self._work({one.space.pid for one in marked}, pages)
+        done = work(
+            self._state,
+            {one.space.pid for one in marked},
+            min(pages, self._wanted or pages),
+            self._seconds or _LEAST_SECONDS + _SECONDS_A_PAGE * pages,
+        )
         reports: dict[int, MergeReport] = {}
         for one, (merged, rest) in zip(marked, frames.tally(marked), strict=True):
             report = reports.setdefault(one.space.pid, MergeReport())
@@ -78,18 +83,29 @@ class KsmEngine:
                 report.refuse(UNFINISHED, rest)
         return reports
 
-    def _work(self, pids: set[int], pages: int) -> bool:
-        """Let ksmd work; whether it came to the end."""
-        seconds = self._seconds or _LEAST_SECONDS + _SECONDS_A_PAGE * pages
-        try:
-            with ksm.at_work(self._state, _PATIENCE_SECONDS):
-                return _await(pids, min(pages, self._wanted or pages), seconds)
-        except PermissionError as error:
-            raise NotPermitted(
-                f"{ksm.obstacle() or error}: run this as root"
-            ) from error
-        except OSError as error:
-            raise SksmError(f"ksmd: {error.strerror}") from error
+
+def work(state: Path, pids: set[int], pages: int, seconds: float) -> bool:
+    """Let ksmd work until so many pages of processes are merged.
+
+    Args:
+        state: where its knobs are written down while they are borrowed.
+        pids: the processes.
+        pages: how many pages. When there are fewer, ksmd stops when it finds no more.
+        seconds: how long it may take.
+
+    Returns:
+        Whether it came to the end.
+
+    Raises:
+        SksmError: it cannot be had; `NotPermitted`: by us.
+    """
+    try:
+        with ksm.at_work(state, _PATIENCE_SECONDS):
+            return _await(pids, pages, seconds)
+    except PermissionError as error:
+        raise NotPermitted(f"{ksm.obstacle() or error}: run this as root") from error
+    except OSError as error:
+        raise SksmError(f"ksmd: {error.strerror}") from error
 
 
 def _await(pids: set[int], pages: int, seconds: float) -> bool:

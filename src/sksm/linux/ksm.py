@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ from pathlib import Path
 
 FOLDER = Path("/sys/kernel/mm/ksm")
 STATE_NAME = "ksm.json"  # in the runtime directory
+MARK = "mg"  # of VmFlags in smaps: MADV_MERGEABLE
 
 # In the order in which they are given back: pages_to_scan cannot be set while an
 # advisor sets it, and ksmd runs, if it does, when all else is in place.
@@ -175,6 +177,25 @@ def stat(pid: int) -> dict[str, int]:
         with contextlib.suppress(ValueError):
             found[name] = int(value)
     return found
+
+
+def is_marked(pid: int) -> bool:
+    """Say whether KSM merges memory of a process, or will when ksmd comes by.
+
+    Raises:
+        OSError: as `stat`.
+    """
+    found = stat(pid)
+    if merged_in(found) or found.get("ksm_merge_any"):
+        return True
+    if "ksm_mergeable" in found:  # since Linux 6.15
+        return bool(found["ksm_mergeable"])
+    flags = re.findall(rb"^VmFlags:.*", _smaps(pid), re.MULTILINE)
+    return any(MARK.encode() in line.split() for line in flags)
+
+
+def _smaps(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/smaps").read_bytes()
 
 
 def is_wide_open() -> bool:

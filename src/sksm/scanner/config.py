@@ -36,6 +36,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         cpu_percent: share of one CPU that it may take, averaged over ten minutes.
         quiet_seconds: how long a page must stay unwritten.
+        engine: by which it merges, as `choice.choose` takes it.
         metrics: where OpenMetrics are served, for `schema.address`; "" for nowhere.
         log: how it logs, "text" or "json".
         rules: which processes it watches, for a `Selection`.
@@ -44,6 +45,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     cpu_percent: float = 2.0
     quiet_seconds: float = 4.0
+    engine: Literal["auto", "pool", "ksm", "kernel"] = "auto"
     metrics: str = ""
     log: Literal["text", "json"] = "text"
     rules: tuple[Rule, ...] = ()

@@ -83,13 +83,14 @@ class Ledger:
         self._stops = _Stops()
 
     def cpu_seconds(self) -> float:
-        """Say how much processor time was used, by us and by the daemons."""
+        """Say how much processor time was used, by us, the daemons and ksmd for us."""
         for pid in self._keepers():
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = psutil.Process(pid).cpu_times()
                 used = times.user + times.system
                 self._used[pid] = used - self._before.setdefault(pid, used)
-        return time.process_time() + sum(self._used.values())
+        engines = sum(g.engine_seconds for g in self._scanner.groups.values())
+        return time.process_time() + sum(self._used.values()) + engines
 
     def _keepers(self) -> set[int]:
         found = [group.keeper for group in self._scanner.groups.values()]
@@ -98,10 +99,14 @@ class Ledger:
     def figures(self, epoch: Epoch) -> Figures:
         """Sum up how things stand after an epoch. Call it once for each."""
         stopped = self._follow_members()
-        processes = [_of_process(one) for one in self._members]
+        processes = [
+            _of_process(one, group.merged_pages(one))
+            for group in self._scanner.groups.values()
+            for one in group.members.values()
+        ]
         merged = sum(one.merged_bytes for one in processes)
         mappings = sum(one.mappings_added for one in processes) * _MAPPING_BYTES
-        pool = sum(group.pool_bytes for group in self._scanner.groups.values())
+        pool = sum(group.shared_bytes for group in self._scanner.groups.values())
         own = status.own_bytes(os.getpid()) + sum(
             map(status.own_bytes, self._keepers())
         )
@@ -162,7 +167,7 @@ class _Stops:
         return float(np.quantile(self._last, 0.99)) if self._last else 0.0
 
 
-def _of_process(one: Watched) -> ProcessFigures:
+def _of_process(one: Watched, merged_pages: int) -> ProcessFigures:
     memory = 0
     with contextlib.suppress(OSError):
         sizes = status.sizes(f"/proc/{one.pid}/status")
@@ -173,7 +178,7 @@ def _of_process(one: Watched) -> ProcessFigures:
         memory_bytes=memory,
         watched_bytes=one.pages.seen() * PAGE_SIZE,
         duplicate_bytes=one.twin_pages * PAGE_SIZE,
-        merged_bytes=one.pages.merged() * PAGE_SIZE,
+        merged_bytes=merged_pages * PAGE_SIZE,
         unmerged_pages=one.unmerged,
         mappings_added=one.outcome.report.mappings_added,
     )

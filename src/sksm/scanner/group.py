@@ -1,108 +1,88 @@
-"""The processes that may share with each other, and the store they share by."""
+"""Processes that may share with each other: what they hold twice, and merging it."""
 
 from __future__ import annotations
 
-import contextlib
-import os
+import abc
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
-from sksm.daemon import client
+from sksm.engines import Engine
 from sksm.holding import Prints
 from sksm.outcomes import failures_of
 from sksm.process.domain import Domain
 from sksm.scanner import candidates
 from sksm.scanner.ages import Numbers
 from sksm.scanner.watched import FEW_PAGES, Watched
-from sksm.store import UNSEEN, Store
 
-_LOOKUP_PAGES = 4096
 _MERGE_RATE = 25_000.0  # pages in a second of processor time, until it was measured
-_NEVER = float("inf")
-_AGAIN_SECONDS = 15.0
-_MANY_PAGES = 256  # that left the pool: a MiB
-_LOOK_SECONDS = 5.0  # from one look for dead slots to the next, at least
+NEVER = float("inf")
+AGAIN_SECONDS = 15.0
 _NOTHING: tuple[Numbers, Prints] = np.empty(0, np.int64), np.empty(0, np.uint64)
 
 
-class Group:
-    """Watched processes of one domain.
+class Group(abc.ABC):
+    """Watched processes of one domain that are merged by one engine.
 
     Args:
         domain: theirs.
+
+    Attributes:
+        again_at: when what was put off may be worth it.
+        keeper: the process that holds what they share, if there is one.
+        engine_seconds: processor time that others than us and that one took for it.
     """
 
     def __init__(self, domain: Domain) -> None:
         self.domain = domain
         self.members: dict[int, Watched] = {}
-        self._scope = contextlib.ExitStack()
-        self.again_at = _NEVER  # when what was put off may be worth it
+        self.again_at = NEVER
+        self.keeper: int | None = None
+        self.engine_seconds = 0.0
         self._rate = _MERGE_RATE
-        self._gone = 0  # pages of members there were, which showed the pool
-        self._given_back = 0  # of all that left it, when slots were freed last
-        self._looked_at = -_LOOK_SECONDS
-        self._opened: Store | None = None
-        self._pooled: Prints = np.empty(0, np.uint64)  # ascending, of what was read
-
-    def close(self) -> None:
-        """Let go of the store."""
-        self._scope.close()
-        self._opened = None
+        self._pooled: Prints = np.empty(0, np.uint64)  # ascending: can be merged alone
 
     @property
-    def keeper(self) -> int | None:
-        """The process that holds the store, if one is open."""
-        return self._opened.keeper if self._opened else None
+    @abc.abstractmethod
+    def seed(self) -> int:
+        """Of the fingerprints."""
 
     @property
-    def pool_bytes(self) -> int:
-        """Memory that the pool occupies."""
-        return os.fstat(self._opened.pool).st_blocks * 512 if self._opened else 0
+    @abc.abstractmethod
+    def shared_bytes(self) -> int:
+        """Memory that is taken by what they share, once for all of them."""
 
-    @property
-    def store(self) -> Store:
-        """The store; another one if the daemon has been replaced."""
-        if self._opened is None or not self._opened.alive():
-            self._scope.close()
-            self._opened = self._scope.enter_context(client.opened(self.domain))
-            self._pooled = np.empty(0, np.uint64)
-            for member in self.members.values():
-                member.pages.forget_prints()  # they were made with another seed
-        return self._opened
+    @abc.abstractmethod
+    def merged_pages(self, member: Watched) -> int:
+        """Count the pages of a member that are merged."""
+
+    @abc.abstractmethod
+    def _engine(self, member: Watched) -> Engine:
+        """Give what merges pages of a member."""
+
+    def close(self) -> None:  # noqa: B027  most hold nothing
+        """Let go of what holds what they share."""
+
+    def give_back(self, now: float) -> None:  # noqa: B027  most take nothing
+        """Have memory freed that is shared by nobody any more."""
 
     def remove(self, pid: int) -> Watched:
         """Let go of a member; gives it, to be closed."""
-        member = self.members.pop(pid)
-        self._gone += member.unmerged + member.pages.merged()
-        return member
-
-    def give_back(self, now: float) -> None:
-        """Have slots freed if many pages have left the pool since the last time.
-
-        The daemon would look for them later: it is not told of writes.
-        """
-        left = self._gone + sum(member.unmerged for member in self.members.values())
-        many = left - self._given_back >= _MANY_PAGES
-        if many and now >= self._looked_at + _LOOK_SECONDS and self._opened:
-            self._given_back, self._looked_at = left, now
-            self.store.give_back()
+        return self.members.pop(pid)
 
     def read(self, member: Watched) -> Iterator[int]:
         """Read what is due of a member, some at a time; gives how many pages."""
-        store = self.store
-        for prints in member.read(store.seed):
-            found = [self._pooled]
-            for first in range(0, len(prints), _LOOKUP_PAGES):
-                some = prints[first : first + _LOOKUP_PAGES]
-                found.append(some[store.lookup(some) != UNSEEN])
-            self._pooled = np.unique(np.concatenate(found))
+        for prints in member.read(self.seed):
+            self._note(prints)
             yield len(prints)
+
+    def _note(self, prints: Prints) -> None:  # noqa: B027  most know no others
+        """See which pages that were read have an equal one outside of the members."""
 
     def find(self) -> dict[int, Numbers]:
         """List the pages of each member that are worth merging now."""
-        seed = self.store.seed
+        seed = self.seed
         named = {pid: one.pages.named() for pid, one in self.members.items()}
         if not any(len(numbers) for numbers, _ in named.values()):
             return {}
@@ -135,27 +115,23 @@ class Group:
             How many were offered.
         """
         room = max(0, int(seconds * self._rate))
-        self.again_at = _NEVER
-        began, offered, store = time.process_time(), 0, self.store
-        with store.lease():
-            for pid in sorted(wanted, key=lambda pid: -len(wanted[pid])):
-                numbers = wanted[pid][:room]
-                if len(numbers) >= self.members[pid].enough(now):
-                    self._offer(self.members[pid], numbers, store, now)
-                    offered += len(numbers)
-                    room -= len(numbers)
-                if len(wanted[pid]) >= FEW_PAGES:
-                    unfinished = len(numbers) < len(wanted[pid])
-                    again_at = now if unfinished else now + _AGAIN_SECONDS
-                    self.again_at = min(self.again_at, again_at)
+        self.again_at = NEVER
+        began, offered = time.process_time(), 0
+        for pid in sorted(wanted, key=lambda pid: -len(wanted[pid])):
+            numbers, member = wanted[pid][:room], self.members[pid]
+            if len(numbers) >= member.enough(now):
+                self._offer(member, numbers, now)
+                offered += len(numbers)
+                room -= len(numbers)
+            if len(wanted[pid]) >= FEW_PAGES:
+                unfinished = len(numbers) < len(wanted[pid])
+                again_at = now if unfinished else now + AGAIN_SECONDS
+                self.again_at = min(self.again_at, again_at)
         if offered:
             rate = offered / max(time.process_time() - began, 1e-3)
             self._rate = (self._rate + rate) / 2
         return offered
 
-    def _offer(
-        self, member: Watched, numbers: Numbers, store: Store, now: float
-    ) -> None:
-        self._pooled = np.union1d(self._pooled, member.pages.prints(numbers))
+    def _offer(self, member: Watched, numbers: Numbers, now: float) -> None:
         with failures_of(member.outcome):
-            member.share(numbers, store, now)
+            member.share(numbers, self._engine(member), now)

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sksm.linux import maps
+from sksm.linux import ksm, maps
 from sksm.process.other import EVERYTHING, OtherProcess
 from sksm.spans import Span
 from sksm.store.pool import POOL_NAME
 
 _GUEST_BYTES = 64 << 20  # smaller mappings of an emulator are no guest's memory
-_MERGEABLE = "mg"  # VmFlags: MADV_MERGEABLE, which QEMU gives its guest's memory
 Bounds = npt.NDArray[np.int64]  # begin and end of each, ascending: shape (n, 2)
 _POOL = POOL_NAME.encode()
 # Private, may be read, and anonymous or the pool's: proc(5), /proc/PID/maps.
@@ -122,5 +121,5 @@ def guest_memory(space: OtherProcess) -> list[Span]:
     is large.
     """
     found = [m for m in space.mappings(EVERYTHING) if m.anonymous]
-    marked = [m.span for m in found if _MERGEABLE in m.flags]
+    marked = [m.span for m in found if ksm.MARK in m.flags]
     return marked or [m.span for m in found if m.span.size >= _GUEST_BYTES]

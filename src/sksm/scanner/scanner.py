@@ -7,19 +7,22 @@ import logging
 import time
 from collections.abc import Callable
 
+from sksm.daemon import runtime
 from sksm.engines import choice
-from sksm.errors import DaemonUnreachable, ProcessGone, SksmError
-from sksm.linux import libc
+from sksm.errors import DaemonUnreachable, NotToBeShared, ProcessGone, SksmError
+from sksm.linux import ksm, libc
 from sksm.outcomes import Outcome, failures_of
 from sksm.process import domain, status
 from sksm.process.domain import Domain
 from sksm.scanner.budget import Budget
 from sksm.scanner.group import Group
+from sksm.scanner.in_place import KernelGroup, KsmGroup
+from sksm.scanner.pooling import PoolGroup
 from sksm.scanner.watched import Watched
 
 _SELECT_SECONDS = 2.0  # from one look for processes to the next
 _NEWS = 0.001  # of all pages: so few that became due are no news
-_PASSING = (ProcessGone, DaemonUnreachable)  # to be tried again
+_PASSING = (ProcessGone, DaemonUnreachable, NotToBeShared)  # to be tried again
 _log = logging.getLogger(__name__)
 
 
@@ -48,6 +51,7 @@ class Scanner:
         select: gives the processes to watch now.
         quiet_seconds: how long a page must be unwritten.
         clock: says what time it is, in seconds.
+        engine: one that somebody insists on, as `choice.choose` takes it.
 
     Attributes:
         budget: processor time, and pauses; all of one processor at first.
@@ -58,10 +62,12 @@ class Scanner:
         select: Callable[[], dict[int, Target]],
         quiet_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        engine: str = choice.AUTO,
     ) -> None:
-        self.groups: dict[Domain, Group] = {}
+        self.groups: dict[tuple[Domain, str], Group] = {}  # by the engine, too
         self.refused: dict[int, Outcome] = {}
-        self._select, self._quiet = select, quiet_seconds
+        self._select, self._quiet, self._engine = select, quiet_seconds, engine
+        self._targets: dict[int, Target] = {}
         self.budget = Budget(1.0, time.process_time, clock)
         self._select_at = 0.0
         self._clock = clock
@@ -83,6 +89,17 @@ class Scanner:
         for group in self.groups.values():
             for member in group.members.values():
                 member.pages.await_quiet(seconds)
+
+    def merge_by(self, engine: str) -> None:
+        """Merge by another engine from the next epoch on; begins anew if it is one."""
+        if engine == self._engine:
+            return
+        self._engine = engine
+        self.refused.clear()
+        self._select_at = 0.0
+        for group in self.groups.values():
+            for pid in list(group.members):
+                group.remove(pid).close()
 
     def epoch(self) -> Epoch:
         """Look at everybody once, and do what is worth it."""
@@ -144,7 +161,7 @@ class Scanner:
         if now < self._select_at:
             return False
         self._select_at = now + _SELECT_SECONDS
-        targets = self._select()
+        targets = self._targets = self._select()
         for group in self.groups.values():
             for pid in group.members.keys() - targets.keys():
                 group.remove(pid).close()
@@ -161,14 +178,33 @@ class Scanner:
         return bool(new)
 
     def _add(self, pid: int, target: Target, outcome: Outcome) -> None:
-        engine, outcome.refusal = choice.choose(pid)
-        if engine and engine != choice.POOL:
-            outcome.refusal = "only by the pool can it be merged while it is watched"
+        whose = target.domain or domain.of(pid)
+        engine, outcome.refusal = choice.choose(
+            pid, self._engine, marked=ksm.is_marked(pid), admits=self._admits(whose)
+        )
         if outcome.refusal:
             return
-        whose = target.domain or domain.of(pid)
-        group = self.groups.setdefault(whose, Group(whose))
-        group.members[pid] = Watched(pid, self._quiet, guest_only=target.guest_only)
+        if (whose, engine) not in self.groups:
+            self.groups[whose, engine] = self._group(whose, engine)
+        member = Watched(pid, self._quiet, guest_only=target.guest_only)
+        self.groups[whose, engine].members[pid] = member
+
+    def _group(self, whose: Domain, engine: str) -> Group:
+        if engine == choice.POOL:
+            return PoolGroup(whose)
+        if engine == choice.KERNEL:
+            return KernelGroup(whose)
+        state = runtime.directory() / ksm.STATE_NAME
+        return KsmGroup(whose, self._admits(whose), state)
+
+    def _admits(self, whose: Domain) -> Callable[[int], bool]:
+        """Say of a process whether it may share in a domain.
+
+        Into one for several users come those that are to be watched in it.
+        """
+        if not whose.group:
+            return whose.admits
+        return lambda pid: pid in self._targets and self._targets[pid].domain == whose
 
     def _drop_failed(self) -> None:
         for group in self.groups.values():

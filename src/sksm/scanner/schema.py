@@ -24,6 +24,7 @@ _NOBODY = 2**32 - 1  # (uid_t) -1
 _TAKES = {
     "cpu_percent": "a number above 0, and 100 at most",
     "quiet_seconds": "a number of seconds, from 1 to 250",
+    "engine": '"auto", "pool", "ksm" or "kernel"',
     "metrics": '"HOST:PORT" or "PORT" in quotes, or "" for none',
     "log": '"text" or "json"',
     "watch": "rules, each under a line [[watch]]",
@@ -56,6 +57,7 @@ class _Watch(_Exclude, forbid_unknown_fields=True, frozen=True):
 class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     cpu_percent: Annotated[float, Meta(gt=0, le=100)] | UnsetType = UNSET
     quiet_seconds: Annotated[float, Meta(ge=1, le=250)] | UnsetType = UNSET
+    engine: Literal["auto", "pool", "ksm", "kernel"] | UnsetType = UNSET
     metrics: str | UnsetType = UNSET
     log: Literal["text", "json"] | UnsetType = UNSET
     watch: list[_Watch] | UnsetType = UNSET

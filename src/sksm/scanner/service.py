@@ -32,14 +32,14 @@ def chosen(config: Config, given: dict[str, Any]) -> Config:
     Args:
         config: what there is without options.
         given: `pids`, `names`, `uids`, `cgroups`, `units`: each value is a rule;
-            `qemu`; `cpu_percent` and `quiet_seconds`, None if not given.
+            `qemu`; `cpu_percent`, `quiet_seconds` and `engine`, None if not given.
 
     Raises:
         Misconfigured: neither says what to watch.
     """
     changes = {
         name: given[name]
-        for name in ("cpu_percent", "quiet_seconds")
+        for name in ("cpu_percent", "quiet_seconds", "engine")
         if given[name] is not None
     }
     rules = [Rule(**{name: one}) for name in _CRITERIA for one in given[f"{name}s"]]
@@ -97,7 +97,9 @@ class Service:
 
     def __init__(self, config: Config) -> None:
         self._sight = _Sight(config)
-        self._scanner = Scanner(self._sight.find, config.quiet_seconds)
+        self._scanner = Scanner(
+            self._sight.find, config.quiet_seconds, engine=config.engine
+        )
         self._ledger = Ledger(self._scanner)
         self._scanner.budget = Budget(
             config.cpu_percent / 100, self._ledger.cpu_seconds, time.monotonic
@@ -125,6 +127,7 @@ class Service:
         self._sight.follow(config)
         self._scanner.budget.give(config.cpu_percent / 100)
         self._scanner.await_quiet(config.quiet_seconds)
+        self._scanner.merge_by(config.engine)
 
 
 class _Sight:

@@ -10,23 +10,23 @@ from collections.abc import Iterator
 import numpy as np
 
 from sksm import twins
-from sksm.engines import plan
-from sksm.engines.pool import PoolEngine
+from sksm.engines import Engine, frames, plan
 from sksm.holding import Prints, entries_of, fingerprints_of, shared_frames
 from sksm.linux import maps, pagemap
+from sksm.linux.ksm import MARK
+from sksm.linux.libc import MADV_MERGEABLE
 from sksm.linux.pagemap import Category
 from sksm.outcomes import Outcome
 from sksm.pages import is_pool
 from sksm.pipeline import merge_all
 from sksm.process import pages_of, spans_of, status
-from sksm.process.other import OtherProcess
+from sksm.process.other import EVERYTHING, OtherProcess
 from sksm.process.watching import WriteWatch
 from sksm.report import MergeReport
 from sksm.scanner.ages import Numbers, Pages
 from sksm.scanner.layout import Bounds, Layout, guest_memory, joined
 from sksm.scanner.rereading import Rereading
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
-from sksm.store import Store
 from sksm.store.reclaim import copied
 from sksm.twins import Flags, pieces
 
@@ -58,6 +58,7 @@ class Watched:
         self._shared_at = -_PATIENCE_SECONDS
         self.twin_pages = 0  # that had an equal page elsewhere, when last compared
         self._bounds = np.empty((0, 2), np.int64)  # of all mappings
+        self._marked: Numbers | None = None  # blocks of 2 MiB, for KSM; None: not seen
         with contextlib.ExitStack() as scope:
             with OtherProcess(pid) as space:
                 guest = guest_memory(space) if guest_only else None
@@ -85,13 +86,15 @@ class Watched:
         self._note_written()
 
     def _note_written(self) -> None:
-        everything = Span(int(self._bounds[0, 0]), int(self._bounds[-1, 1]))
-        runs = self._watch.take_written(everything)
+        runs = self._watch.take_written(self._everything())
         kinds = runs["categories"]
         shared = kinds == int(Category.PRESENT | Category.FILE)
         self.pages.merge(pagemap.numbers_of(runs[shared]))
         alone = kinds == int(Category.PRESENT)
         self.unmerged += self.pages.write(pagemap.numbers_of(runs[alone]))
+
+    def _everything(self) -> Span:
+        return Span(int(self._bounds[0, 0]), int(self._bounds[-1, 1]))
 
     def _follow_layout(self) -> None:
         """Watch what has been mapped since, and forget what is mapped no more."""
@@ -177,23 +180,62 @@ class Watched:
         patience = 1.0 - (now - self._shared_at) / _PATIENCE_SECONDS
         return max(FEW_PAGES, int(len(self._bounds) / 4 * patience))
 
-    def share(self, wanted: Numbers, store: Store, now: float) -> MergeReport:
+    def share(self, wanted: Numbers, engine: Engine, now: float) -> MergeReport:
         """Merge pages that have twins, ascending, at least one.
 
         What does not come to be merged is left alone for a while.
         """
         self._shared_at = now
-        engine = PoolEngine(store, self.pages.names)
         spans = self._pieces(wanted)
         with OtherProcess(self.pid) as space:
             with self._unwatched(spans):
                 report = merge_all(space, spans, engine=engine)
             self.outcome.stops += space.stops
-            merged = self._merged(space.pagemap(), wanted)
+            if engine.in_place:
+                found = frames.shared_pages(space, wanted)
+                merged = found.shared | found.zero
+            else:
+                merged = self._in_pool(space.pagemap(), wanted)
         self.pages.merge(wanted[merged])
         self.pages.strike(wanted[~merged])
         self.outcome.report += report
         return report
+
+    def mark(self, numbers: Numbers) -> None:
+        """Mark for KSM what is around pages, by blocks of 2 MiB, unless it is."""
+        blocks = np.unique(numbers // _HUGE_PAGES)
+        with OtherProcess(self.pid) as space:
+            if self._marked is None:
+                found = [m.span for m in space.mappings(EVERYTHING) if MARK in m.flags]
+                self._marked = np.unique(pages_of(found) // _HUGE_PAGES)
+            new = blocks[~np.isin(blocks, self._marked)]
+            if not len(new):
+                return
+            spans = []
+            for run in spans_of(new):
+                block = Span(run.start * _HUGE_PAGES, run.stop * _HUGE_PAGES)
+                bounds = self._layout.fitting(block).tolist()
+                spans += [Span(start, stop) & block for start, stop in bounds]
+            space.advise(spans, MADV_MERGEABLE)
+            self.outcome.stops += space.stops
+        self._marked = np.union1d(self._marked, new)
+
+    def settle(self, wanted: Numbers, *, done: bool) -> None:
+        """See which pages ksmd has merged, of those that were worth it, ascending.
+
+        Args:
+            wanted: those.
+            done: it has looked at all of them. What it did not merge then is left
+                alone for a while.
+        """
+        with OtherProcess(self.pid) as space:
+            found = frames.shared_pages(space, wanted)
+        merged = found.shared | found.zero
+        self.pages.merge(wanted[merged])
+        if done:
+            self.pages.strike(wanted[~merged])
+        # A page that was replaced counts as written to.
+        self._watch.take_written(self._everything())
 
     def _pieces(self, wanted: Numbers) -> list[Span]:
         """Cover pages with spans, across short gaps of other pages we have read."""
@@ -226,7 +268,7 @@ class Watched:
             self._add(self._layout.fitting(around))
             self._watch.take_written(around)
 
-    def _merged(self, table: int, wanted: Numbers) -> Flags:
+    def _in_pool(self, table: int, wanted: Numbers) -> Flags:
         """Say which pages were merged, of those that had been there and private.
 
         What shows the pool is a file's page, or absent until somebody reads it; what

@@ -1,0 +1,124 @@
+"""Watched processes that the kernel merges: by MADV_MERGE, or by ksmd when told to.
+
+They keep their mappings, and no store of ours holds what they share. KSM looks at all
+that is marked for it, page by page, and takes as long as that is. So it is set to
+work when enough has come together to be worth that.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from sksm.engines import Engine, choice
+from sksm.engines import ksm as steered
+from sksm.engines.kernel import KernelEngine
+from sksm.errors import NotToBeShared
+from sksm.linux import ksm
+from sksm.outcomes import failures_of
+from sksm.process.domain import Domain
+from sksm.scanner.ages import Numbers
+from sksm.scanner.group import AGAIN_SECONDS, NEVER, Group
+from sksm.scanner.watched import FEW_PAGES, Watched
+from sksm.spans import PAGE_SIZE
+
+_ITEM_BYTES = 64  # of each page that ksmd has looked at: struct ksm_rmap_item
+_SECONDS_A_PAGE = 10e-6  # for ksmd to look at it three times, until it was measured
+_PAGES_A_SECOND = 5_000.0  # merged by ksmd, in a second of its time: else it waits
+_PATIENCE_SECONDS = 600.0
+_LONGEST_SECONDS = 20.0
+
+
+class KernelGroup(Group):
+    """Processes whose pages are merged by MADV_MERGE."""
+
+    def __init__(self, domain: Domain) -> None:
+        super().__init__(domain)
+        self._seed = secrets.randbits(64)
+
+    @property
+    def seed(self) -> int:
+        """Our own: nobody else fingerprints these pages."""
+        return self._seed
+
+    @property
+    def shared_bytes(self) -> int:
+        """Memory of what KSM shares, on the whole machine, and of its own notes."""
+        items = sum(
+            _stat(member).get("ksm_rmap_items", 0) for member in self.members.values()
+        )
+        shared = ksm.figures().get("pages_shared", 0)
+        return shared * PAGE_SIZE + items * _ITEM_BYTES
+
+    def merged_pages(self, member: Watched) -> int:
+        """Count the pages of a member that are merged, as the kernel does."""
+        return ksm.merged_in(_stat(member))
+
+    def _engine(self, member: Watched) -> Engine:
+        return KernelEngine()
+
+
+class KsmGroup(KernelGroup):
+    """Processes whose pages are merged by ksmd, when it is worth having it work.
+
+    If it came to share them with somebody with whom they may not, they are let go.
+
+    Args:
+        domain: theirs.
+        admits: says which processes may share with them.
+        state: where the knobs of ksmd are written down while they are borrowed.
+    """
+
+    def __init__(
+        self, domain: Domain, admits: Callable[[int], bool], state: Path
+    ) -> None:
+        super().__init__(domain)
+        self._admits, self._state = admits, state
+        self._seconds_a_page = _SECONDS_A_PAGE
+        self._worked_at: float | None = None
+
+    def merge(self, wanted: dict[int, Numbers], seconds: float, now: float) -> int:
+        """Have ksmd merge all of it; nothing if that is not worth its time."""
+        wanted = {pid: numbers for pid, numbers in wanted.items() if len(numbers)}
+        pages = sum(map(len, wanted.values()))
+        self.again_at = now + AGAIN_SECONDS if pages >= FEW_PAGES else NEVER
+        seen = sum(member.pages.seen() for member in self.members.values())
+        cost = seen * self._seconds_a_page
+        if cost > seconds or pages < self._enough(cost, now):
+            return 0
+        if reason := choice.stranger(self._admits):
+            for member in self.members.values():
+                member.outcome.error = NotToBeShared(reason)
+            return 0
+        for pid, numbers in wanted.items():
+            with failures_of(self.members[pid].outcome):
+                self.members[pid].mark(numbers)
+        self._worked_at = now
+        before = ksm.cpu_seconds() or 0.0
+        try:
+            done = steered.work(self._state, set(wanted), pages, _LONGEST_SECONDS)
+        finally:
+            used = (ksm.cpu_seconds() or 0.0) - before
+            self.engine_seconds += used
+            self._seconds_a_page = used / seen
+        for pid, numbers in wanted.items():
+            with failures_of(self.members[pid].outcome):
+                self.members[pid].settle(numbers, done=done)
+        return pages
+
+    def _enough(self, cost: float, now: float) -> float:
+        """Say for how many pages it is worth so much time of ksmd.
+
+        None waits for ever.
+        """
+        waited = now - (now if self._worked_at is None else self._worked_at)
+        patience = max(0.0, 1.0 - waited / _PATIENCE_SECONDS)
+        return max(FEW_PAGES, cost * _PAGES_A_SECOND * patience)
+
+
+def _stat(member: Watched) -> dict[str, int]:
+    try:
+        return ksm.stat(member.pid)
+    except OSError:  # it has ended, which the next look will tell
+        return {}

@@ -1,0 +1,101 @@
+"""Watched processes that share the pages of a pool."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import numpy as np
+
+from sksm.daemon import client
+from sksm.engines import Engine
+from sksm.engines.pool import PoolEngine
+from sksm.holding import Prints
+from sksm.process.domain import Domain
+from sksm.scanner.ages import Numbers
+from sksm.scanner.group import Group
+from sksm.scanner.watched import Watched
+from sksm.store import UNSEEN, Store
+
+_LOOKUP_PAGES = 4096
+_MANY_PAGES = 256  # that left the pool: a MiB
+_LOOK_SECONDS = 5.0  # from one look for dead slots to the next, at least
+
+
+class PoolGroup(Group):
+    """Processes that are merged into the store of their domain."""
+
+    def __init__(self, domain: Domain) -> None:
+        super().__init__(domain)
+        self._scope = contextlib.ExitStack()
+        self._gone = 0  # pages of members there were, which showed the pool
+        self._given_back = 0  # of all that left it, when slots were freed last
+        self._looked_at = -_LOOK_SECONDS
+        self._opened: Store | None = None
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self._scope.close()
+        self._opened = self.keeper = None
+
+    @property
+    def seed(self) -> int:
+        """That of the store."""
+        return self.store.seed
+
+    @property
+    def shared_bytes(self) -> int:
+        """Memory that the pool occupies."""
+        return os.fstat(self._opened.pool).st_blocks * 512 if self._opened else 0
+
+    def merged_pages(self, member: Watched) -> int:
+        """Count the pages of a member that show the pool."""
+        return member.pages.merged()
+
+    @property
+    def store(self) -> Store:
+        """The store; another one if the daemon has been replaced."""
+        if self._opened is None or not self._opened.alive():
+            self._scope.close()
+            self._opened = self._scope.enter_context(client.opened(self.domain))
+            self.keeper = self._opened.keeper
+            self._pooled = np.empty(0, np.uint64)
+            for member in self.members.values():
+                member.pages.forget_prints()  # they were made with another seed
+        return self._opened
+
+    def remove(self, pid: int) -> Watched:
+        """Let go of a member; gives it, to be closed."""
+        member = super().remove(pid)
+        self._gone += member.unmerged + member.pages.merged()
+        return member
+
+    def give_back(self, now: float) -> None:
+        """Have slots freed if many pages have left the pool since the last time.
+
+        The daemon would look for them later: it is not told of writes.
+        """
+        left = self._gone + sum(member.unmerged for member in self.members.values())
+        many = left - self._given_back >= _MANY_PAGES
+        if many and now >= self._looked_at + _LOOK_SECONDS and self._opened:
+            self._given_back, self._looked_at = left, now
+            self.store.give_back()
+
+    def merge(self, wanted: dict[int, Numbers], seconds: float, now: float) -> int:
+        """Merge while nobody frees slots; else as `Group`."""
+        with self.store.lease():
+            return super().merge(wanted, seconds, now)
+
+    def _engine(self, member: Watched) -> Engine:
+        return PoolEngine(self.store, member.pages.names)
+
+    def _note(self, prints: Prints) -> None:
+        store, found = self.store, [self._pooled]
+        for first in range(0, len(prints), _LOOKUP_PAGES):
+            some = prints[first : first + _LOOKUP_PAGES]
+            found.append(some[store.lookup(some) != UNSEEN])
+        self._pooled = np.unique(np.concatenate(found))
+
+    def _offer(self, member: Watched, numbers: Numbers, now: float) -> None:
+        self._pooled = np.union1d(self._pooled, member.pages.prints(numbers))
+        super()._offer(member, numbers, now)
