@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import secrets
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from sksm.engines import plan
-from sksm.fingerprints import of_zeros
+from sksm.fingerprints import new_seed, of_zeros
 from sksm.holding import Holding, Lookup, read
 from sksm.process import AddressSpace
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
@@ -76,7 +75,7 @@ class Estimate:
         known: Lookup | None = None,
         pool: os.stat_result | None = None,
     ) -> None:
-        self.seed = secrets.randbits(64) if seed is None else seed
+        self.seed = new_seed() if seed is None else seed
         self.holdings: dict[int, Holding] = {}
         self._known = known
         self._pool = pool
@@ -116,7 +115,7 @@ class Estimate:
     def apart(self, pages: dict[int, Flags]) -> Estimate:
         """Give an estimate in which these pages of each process equal no other."""
         other = Estimate(seed=self.seed, known=self._known, pool=self._pool)
-        chance = np.random.default_rng(secrets.randbits(64))
+        chance = np.random.default_rng()
         for pid, holding in self.holdings.items():
             unlike, prints = pages[pid], holding.prints.copy()
             # A random fingerprint is as unlikely as a collision to be any page's.

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from sksm.spans import PAGE_SIZE
+
+
+def new_seed() -> int:
+    """Choose a seed that nobody can guess.
+
+    `secrets` would do the same, and take the memory of OpenSSL along.
+    """
+    return int.from_bytes(os.urandom(8), "little")
 
 
 def fingerprint(contents: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint64]:

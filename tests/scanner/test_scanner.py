@@ -35,6 +35,7 @@ SAME = list(range(1, 101))  # what all hold, by number
 
 NOBODY = """
 import os
+import numpy.random  # while it can be read
 from sksm.linux import libc
 from tests.other.holder import main
 os.setresgid(65534, 65534, 65534)

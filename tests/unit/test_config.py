@@ -74,7 +74,7 @@ def test_without_files_there_are_the_defaults(tmp_path):
     (tmp_path / "file").touch()
     nowhere = [tmp_path / "none" / "config.toml", tmp_path / "file" / "config.toml"]
     assert load(nowhere) == load([]) == Config()
-    assert (Config().cpu_percent, Config().quiet_seconds) == (2.0, 4.0)
+    assert (Config().cpu_percent, Config().quiet_seconds) == (2.0, 2.0)
 
 
 def test_every_setting_arrives(write):

@@ -44,7 +44,7 @@ from sksm.commands import options
     "quiet_seconds",
     type=click.FloatRange(min=1, max=250),
     metavar="SECONDS",
-    help="How long a page must stay unwritten.  [default: 4]",
+    help="How long a page must stay unwritten.  [default: 2]",
 )
 @click.option(
     "--engine",
@@ -68,7 +68,7 @@ def command(as_json: bool, **given: object) -> int:
 
     chosen = service.chosen(config.load(), given)
     if as_json:
-        from sksm.reporters.watch import lines as reporter  # noqa: PLC0415
+        from sksm.reporters.epochs import lines as reporter  # noqa: PLC0415
     else:
         from sksm.reporters.watch import live as reporter  # noqa: PLC0415
     with reporter() as tell:

@@ -9,6 +9,7 @@ un-merges (Documentation/admin-guide/mm/ksm.rst).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from pathlib import Path
 
@@ -67,12 +68,10 @@ class KsmEngine:
         pages = sum(len(one.numbers) for one in marked)
         if not pages:
             return {}
-        done = work(
-            self._state,
-            {one.space.pid for one in marked},
-            min(pages, self._wanted or pages),
-            self._seconds or _LEAST_SECONDS + _SECONDS_A_PAGE * pages,
-        )
+        pids = {one.space.pid for one in marked}
+        seconds = self._seconds or _LEAST_SECONDS + _SECONDS_A_PAGE * pages
+        task = Task(pids, min(pages, self._wanted or pages))
+        done = work(self._state, task, seconds)
         reports: dict[int, MergeReport] = {}
         for one, (merged, rest) in zip(marked, frames.tally(marked), strict=True):
             report = reports.setdefault(one.space.pid, MergeReport())
@@ -84,13 +83,49 @@ class KsmEngine:
         return reports
 
 
-def work(state: Path, pids: set[int], pages: int, seconds: float) -> bool:
-    """Let ksmd work until so many pages of processes are merged.
+@dataclasses.dataclass(slots=True)
+class Task:
+    """What ksmd is to do, at one go or at several. All is marked that it is to merge.
+
+    Attributes:
+        pids: whose pages.
+        pages: how many are to be merged. When there are fewer, it finds no more.
+    """
+
+    pids: set[int]
+    pages: int
+    _before: int = dataclasses.field(init=False)  # pages that were merged
+    _most: int = dataclasses.field(init=False)
+    _first: int = dataclasses.field(init=False)  # scan of all there is
+    _last: int = dataclasses.field(init=False)  # in which a page was merged
+
+    def __post_init__(self) -> None:
+        self._before = self._most = self._merged()
+        self._first = self._last = ksm.full_scans()
+
+    def is_done(self) -> bool:
+        """See how far ksmd has come. While it works, look often."""
+        now, scans = self._merged(), ksm.full_scans()
+        if now > self._most:
+            self._most, self._last = now, scans
+        found_no_more = scans - self._last >= _IDLE_SCANS
+        over = scans - self._first >= _SCANS and found_no_more
+        return over or now - self._before >= self.pages
+
+    def _merged(self) -> int:
+        total = 0
+        for pid in self.pids:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended
+                total += ksm.merged_pages(pid)
+        return total
+
+
+def work(state: Path, task: Task, seconds: float) -> bool:
+    """Let ksmd work at a task.
 
     Args:
         state: where its knobs are written down while they are borrowed.
-        pids: the processes.
-        pages: how many pages. When there are fewer, ksmd stops when it finds no more.
+        task: what is to be done.
         seconds: how long it may take.
 
     Returns:
@@ -101,32 +136,17 @@ def work(state: Path, pids: set[int], pages: int, seconds: float) -> bool:
     """
     try:
         with ksm.at_work(state, _PATIENCE_SECONDS):
-            return _await(pids, pages, seconds)
+            return _await(task, seconds)
     except PermissionError as error:
         raise NotPermitted(f"{ksm.obstacle() or error}: run this as root") from error
     except OSError as error:
         raise SksmError(f"ksmd: {error.strerror}") from error
 
 
-def _await(pids: set[int], pages: int, seconds: float) -> bool:
+def _await(task: Task, seconds: float) -> bool:
     started = time.monotonic()
-    first = last = ksm.full_scans()
-    before = most = _merged(pids)
     while (taken := time.monotonic() - started) < seconds:
         time.sleep(min(max(_SHORTEST_LOOK, taken * _LOOK_SHARE), _LONGEST_LOOK))
-        now, scans = _merged(pids), ksm.full_scans()
-        if now > most:
-            most, last = now, scans
-        if now - before >= pages:
-            return True
-        if scans - first >= _SCANS and scans - last >= _IDLE_SCANS:
+        if task.is_done():
             return True
     return False
-
-
-def _merged(pids: set[int]) -> int:
-    total = 0
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended
-            total += ksm.merged_pages(pid)
-    return total

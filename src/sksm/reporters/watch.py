@@ -1,18 +1,16 @@
-"""`sksm watch`: a live view, or one JSON object an epoch."""
+"""`sksm watch`: a live view."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
 
-import click
-import msgspec
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from sksm.reporters import json, words
+from sksm.reporters import words
 from sksm.reporters.words import duration, size
 from sksm.scanner.figures import Figures
 from sksm.spans import PAGE_SIZE
@@ -22,18 +20,6 @@ _BARS = " ▁▂▃▄▅▆▇█"
 _HISTORY = 60  # epochs
 
 Tell = Callable[[Figures], None]
-
-
-@contextlib.contextmanager
-def lines() -> Iterator[Tell]:
-    """Print every epoch as one line of JSON."""
-
-    def tell(found: Figures) -> None:
-        fields = {"schema": json.SCHEMA, "command": "watch"}
-        object_ = {**fields, **msgspec.to_builtins(found)}
-        click.echo(msgspec.json.encode(object_))
-
-    yield tell
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 _WINDOW_SECONDS = 600.0  # over which the share is an average
-SHORTEST, LONGEST = 1.0, 15.0  # seconds from one epoch to the next
+SHORTEST, LONGEST = 1.0, 5.0  # seconds from one epoch to the next
 _SLOWER = 1.5  # times as long, after an epoch that brought nothing
 _FOR_LOOKING = 0.5  # of the share, at most, for epochs as such
 

@@ -44,7 +44,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     cpu_percent: float = 2.0
-    quiet_seconds: float = 4.0
+    quiet_seconds: float = 2.0
     engine: Literal["auto", "pool", "ksm", "kernel"] = "auto"
     metrics: str = ""
     log: Literal["text", "json"] = "text"

@@ -80,6 +80,10 @@ class Group(abc.ABC):
     def _note(self, prints: Prints) -> None:  # noqa: B027  most know no others
         """See which pages that were read have an equal one outside of the members."""
 
+    def _remember(self, member: Watched, numbers: Numbers) -> None:
+        """Note that pages are merged, so that one more like them is worth it."""
+        self._pooled = np.union1d(self._pooled, member.pages.prints(numbers))
+
     def find(self) -> dict[int, Numbers]:
         """List the pages of each member that are worth merging now."""
         seed = self.seed
@@ -133,5 +137,6 @@ class Group(abc.ABC):
         return offered
 
     def _offer(self, member: Watched, numbers: Numbers, now: float) -> None:
+        self._remember(member, numbers)
         with failures_of(member.outcome):
             member.share(numbers, self._engine(member), now)

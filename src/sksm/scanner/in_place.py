@@ -7,14 +7,14 @@ work when enough has come together to be worth that.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 from sksm.engines import Engine, choice
-from sksm.engines import ksm as steered
 from sksm.engines.kernel import KernelEngine
+from sksm.engines.ksm import Task, work
 from sksm.errors import NotToBeShared
+from sksm.fingerprints import new_seed
 from sksm.linux import ksm
 from sksm.outcomes import failures_of
 from sksm.process.domain import Domain
@@ -26,8 +26,8 @@ from sksm.spans import PAGE_SIZE
 _ITEM_BYTES = 64  # of each page that ksmd has looked at: struct ksm_rmap_item
 _SECONDS_A_PAGE = 10e-6  # for ksmd to look at it three times, until it was measured
 _PAGES_A_SECOND = 5_000.0  # merged by ksmd, in a second of its time: else it waits
-_PATIENCE_SECONDS = 600.0
-_LONGEST_SECONDS = 20.0
+_PATIENCE_SECONDS = 120.0
+_LEAST_SECONDS, _LONGEST_SECONDS = 0.25, 20.0  # that ksmd works at one go
 
 
 class KernelGroup(Group):
@@ -35,7 +35,7 @@ class KernelGroup(Group):
 
     def __init__(self, domain: Domain) -> None:
         super().__init__(domain)
-        self._seed = secrets.randbits(64)
+        self._seed = new_seed()
 
     @property
     def seed(self) -> int:
@@ -76,6 +76,8 @@ class KsmGroup(KernelGroup):
         super().__init__(domain)
         self._admits, self._state = admits, state
         self._seconds_a_page = _SECONDS_A_PAGE
+        self._task: Task | None = None  # that ksmd had no time to finish
+        self._task_seconds = 0.0  # of ksmd, so far
         self._worked_at: float | None = None
 
     def merge(self, wanted: dict[int, Numbers], seconds: float, now: float) -> int:
@@ -85,27 +87,40 @@ class KsmGroup(KernelGroup):
         self.again_at = now + AGAIN_SECONDS if pages >= FEW_PAGES else NEVER
         seen = sum(member.pages.seen() for member in self.members.values())
         cost = seen * self._seconds_a_page
-        if cost > seconds or pages < self._enough(cost, now):
+        if seconds < min(cost, _LEAST_SECONDS) or pages < self._enough(cost, now):
             return 0
         if reason := choice.stranger(self._admits):
             for member in self.members.values():
                 member.outcome.error = NotToBeShared(reason)
             return 0
         for pid, numbers in wanted.items():
+            self._remember(self.members[pid], numbers)
             with failures_of(self.members[pid].outcome):
                 self.members[pid].mark(numbers)
-        self._worked_at = now
-        before = ksm.cpu_seconds() or 0.0
-        try:
-            done = steered.work(self._state, set(wanted), pages, _LONGEST_SECONDS)
-        finally:
-            used = (ksm.cpu_seconds() or 0.0) - before
-            self.engine_seconds += used
-            self._seconds_a_page = used / seen
+        done = self._work(set(wanted), pages, min(seconds, _LONGEST_SECONDS))
+        if done:
+            self._worked_at, self._seconds_a_page = now, self._task_seconds / seen
+        else:
+            self.again_at = now
         for pid, numbers in wanted.items():
             with failures_of(self.members[pid].outcome):
                 self.members[pid].settle(numbers, done=done)
         return pages
+
+    def _work(self, pids: set[int], pages: int, seconds: float) -> bool:
+        """Have ksmd work; whether it has looked at everything as often as it must."""
+        if self._task is None or not pids <= self._task.pids:
+            self._task, self._task_seconds = Task(pids, pages), 0.0
+        before = ksm.cpu_seconds() or 0.0
+        try:
+            done = work(self._state, self._task, seconds)
+        finally:
+            used = (ksm.cpu_seconds() or 0.0) - before
+            self.engine_seconds += used
+            self._task_seconds += used
+        if done:
+            self._task = None
+        return done
 
     def _enough(self, cost: float, now: float) -> float:
         """Say for how many pages it is worth so much time of ksmd.

@@ -95,7 +95,3 @@ class PoolGroup(Group):
             some = prints[first : first + _LOOKUP_PAGES]
             found.append(some[store.lookup(some) != UNSEEN])
         self._pooled = np.unique(np.concatenate(found))
-
-    def _offer(self, member: Watched, numbers: Numbers, now: float) -> None:
-        self._pooled = np.union1d(self._pooled, member.pages.prints(numbers))
-        super()._offer(member, numbers, now)

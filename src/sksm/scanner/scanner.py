@@ -21,7 +21,8 @@ from sksm.scanner.pooling import PoolGroup
 from sksm.scanner.watched import Watched
 
 _SELECT_SECONDS = 2.0  # from one look for processes to the next
-_NEWS = 0.001  # of all pages: so few that became due are no news
+_NEWS = 0.001  # of all pages: fewer that became due are no news
+_LIVELY = 5  # times as many that were written to are: they will come to rest
 _PASSING = (ProcessGone, DaemonUnreachable, NotToBeShared)  # to be tried again
 _log = logging.getLogger(__name__)
 
@@ -106,12 +107,12 @@ class Scanner:
         self._count += 1
         done = Epoch(self._count)
         came = self._follow()
-        began = time.process_time()
+        began, written = time.process_time(), 0
         now = self._clock()
         for group in self.groups.values():
             for member in group.members.values():
                 with failures_of(member.outcome):
-                    member.look(now - self._looked_at)
+                    written += member.look(now - self._looked_at)
         self._looked_at = now
         self._drop_failed()
         done.looking_seconds = time.process_time() - began
@@ -123,17 +124,19 @@ class Scanner:
                 _log.warning("domain %s: %s", group.domain.name, error)
                 group.close()
         self._drop_failed()
-        if done.offered_pages:
-            libc.trim()  # merging takes tens of MiB, for a moment
-        news = came or done.offered_pages > 0 or self._read_many(done.read_pages)
+        if done.read_pages or done.offered_pages:
+            libc.trim()  # that takes some, merging tens of MiB, for a moment
+        many = max(1.0, _NEWS * self._seen())
+        lively = done.read_pages >= many or written >= _LIVELY * many
+        news = came or done.offered_pages > 0 or lively
         # The first look at a process costs more than any other.
         cost = 0.0 if came else done.looking_seconds
         self.pause = self.budget.pause(news=news, cost=cost)
         return done
 
-    def _read_many(self, pages: int) -> bool:
-        """Say whether so many pages read are news, beside all that there are."""
-        return pages > 0 and pages > _NEWS * sum(
+    def _seen(self) -> int:
+        """Count the pages that there are."""
+        return sum(
             member.pages.seen()
             for group in self.groups.values()
             for member in group.members.values()

@@ -72,8 +72,8 @@ class Watched:
         """Watch no longer. What is merged stays merged."""
         self._scope.close()
 
-    def look(self, seconds: float) -> None:
-        """See what was written to since the last time.
+    def look(self, seconds: float) -> int:
+        """See what was written to since the last time; gives how many pages.
 
         Args:
             seconds: that passed since.
@@ -83,15 +83,20 @@ class Watched:
         """
         self._follow_layout()
         self.pages.grow_older(seconds)
-        self._note_written()
+        return self._note_written()
 
-    def _note_written(self) -> None:
+    def _note_written(self) -> int:
+        written = self._written()
+        self.unmerged += self.pages.write(written)
+        return len(written)
+
+    def _written(self) -> Numbers:
+        """List pages that were written to since the last time, and are private."""
         runs = self._watch.take_written(self._everything())
         kinds = runs["categories"]
         shared = kinds == int(Category.PRESENT | Category.FILE)
         self.pages.merge(pagemap.numbers_of(runs[shared]))
-        alone = kinds == int(Category.PRESENT)
-        self.unmerged += self.pages.write(pagemap.numbers_of(runs[alone]))
+        return pagemap.numbers_of(runs[kinds == int(Category.PRESENT)])
 
     def _everything(self) -> Span:
         return Span(int(self._bounds[0, 0]), int(self._bounds[-1, 1]))
@@ -228,14 +233,17 @@ class Watched:
             done: it has looked at all of them. What it did not merge then is left
                 alone for a while.
         """
+        # A page that was replaced looks written to, too. It is one of these first, or
+        # what is written to from now on would pass for merged.
+        written = self._written()
+        looked = np.union1d(written, wanted)
         with OtherProcess(self.pid) as space:
-            found = frames.shared_pages(space, wanted)
-        merged = found.shared | found.zero
-        self.pages.merge(wanted[merged])
+            found = frames.shared_pages(space, looked)
+        private = looked[~(found.shared | found.zero)]
+        self.unmerged += self.pages.write(np.intersect1d(written, private))
+        self.pages.merge(np.setdiff1d(wanted, private))
         if done:
-            self.pages.strike(wanted[~merged])
-        # A page that was replaced counts as written to.
-        self._watch.take_written(self._everything())
+            self.pages.strike(np.setdiff1d(np.intersect1d(wanted, private), written))
 
     def _pieces(self, wanted: Numbers) -> list[Span]:
         """Cover pages with spans, across short gaps of other pages we have read."""

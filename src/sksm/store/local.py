@@ -6,14 +6,13 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from sksm.fingerprints import fingerprint, of_zeros
+from sksm.fingerprints import fingerprint, new_seed, of_zeros
 from sksm.process.reading import read_pages
 from sksm.spans import PAGE_SIZE, Span, groups
 from sksm.store import UNSEEN, Offered
@@ -29,7 +28,7 @@ class LocalStore:
     """Index and pool, and the rule that ties them: bytes first, then the name."""
 
     def __init__(self) -> None:
-        self.seed = secrets.randbits(64)
+        self.seed = new_seed()
         self.keeper = os.getpid()
         self._index = Index()
         self._pool = Pool(POOL_NAME)
