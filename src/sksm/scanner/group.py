@@ -122,7 +122,8 @@ class Group(abc.ABC):
         self.again_at = NEVER
         began, offered = time.process_time(), 0
         for pid in sorted(wanted, key=lambda pid: -len(wanted[pid])):
-            numbers, member = wanted[pid][:room], self.members[pid]
+            member = self.members[pid]
+            numbers = wanted[pid][: min(room, member.room(now))]
             if len(numbers) >= member.enough(now):
                 self._offer(member, numbers, now)
                 offered += len(numbers)

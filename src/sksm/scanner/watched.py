@@ -26,6 +26,7 @@ from sksm.report import MergeReport
 from sksm.scanner.ages import Numbers, Pages
 from sksm.scanner.layout import Bounds, Layout, guest_memory, joined
 from sksm.scanner.rereading import Rereading
+from sksm.scanner.trial import Trial
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 from sksm.store.reclaim import copied
 from sksm.twins import Flags, pieces
@@ -33,6 +34,7 @@ from sksm.twins import Flags, pieces
 _log = logging.getLogger(__name__)
 FEW_PAGES = 64  # for which it is not worth to stop a process
 _PATIENCE_SECONDS = 60.0
+_TRIAL_SECONDS = 4.0
 READ_PAGES = 4096  # at a time, before somebody looks at the budget again
 _HUGE_PAGES = HUGE_SIZE // PAGE_SIZE
 _WORTH_BREAKING = _HUGE_PAGES * 3 // 4  # of a huge page's pages that have twins
@@ -58,6 +60,7 @@ class Watched:
         self._shared_at = -_PATIENCE_SECONDS
         self.twin_pages = 0  # that had an equal page elsewhere, when last compared
         self._bounds = np.empty((0, 2), np.int64)  # of all mappings
+        self._trial = Trial(max(_TRIAL_SECONDS, 2 * quiet_seconds))
         self._marked: Numbers | None = None  # blocks of 2 MiB, for KSM; None: not seen
         with contextlib.ExitStack() as scope:
             with OtherProcess(pid) as space:
@@ -176,6 +179,10 @@ class Watched:
             huge = pagemap.having(space.pagemap(), around, Category.HUGE)
         return few & np.isin(numbers, pagemap.numbers_of(huge), assume_unique=True)
 
+    def room(self, now: float) -> int:
+        """Say how many pages may be merged now: few, until they have proved to last."""
+        return self._trial.room(self.pages.seen(), self.unmerged, now)
+
     def enough(self, now: float) -> int:
         """Say for how many pages it is worth to stop the process now.
 
@@ -203,6 +210,7 @@ class Watched:
                 merged = self._in_pool(space.pagemap(), wanted)
         self.pages.merge(wanted[merged])
         self.pages.strike(wanted[~merged])
+        self._trial.merged(int(merged.sum()), now)
         self.outcome.report += report
         return report
 
