@@ -11,6 +11,7 @@ ROWS = {
     "one_page": "One page a call",
     "one_page_1gib": "One page, beside 1 GiB",
     "supervised": "MADV_MERGE under sksm run",
+    "idle": "An epoch of the scanner, nothing happens",
     "second_merge": "Merging what is merged",
     "peak_memory": "Peak memory while merging",
     "own_cost": "Own cost",
