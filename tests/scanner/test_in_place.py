@@ -1,5 +1,7 @@
 """Watched processes that ksmd merges, and when it is set to work."""
 
+import subprocess
+
 import pytest
 
 from sksm.engines import choice, frames
@@ -11,6 +13,8 @@ from sksm.scanner import in_place
 from sksm.scanner.scanner import Target
 from sksm.scanner.watched import FEW_PAGES
 from sksm.spans import PAGE_SIZE, Span
+from tests.commands.conftest import PROGRAM
+from tests.conftest import poll
 from tests.other.holder import Holder
 from tests.scanner.test_scanner import SAME, World, inside
 
@@ -185,3 +189,26 @@ def test_few_pages_wait_until_it_is_worth_it_but_not_for_ever(
     assert len(ksmd.tasks) == 1
     world.epochs(10, seconds=15.0)
     assert len(ksmd.tasks) > 1
+
+
+def test_whoever_is_killed_while_ksmd_works_leaves_all_right(worker, runtime):
+    """Programs have their bytes; the next command gives ksmd's knobs back."""
+    if reason := ksm.obstacle():
+        pytest.skip(reason)
+    knobs = ksm._knobs()
+    crew = [Holder(worker, [*range(1, 20_000)]) for _ in range(2)]
+    sums = [one.ask("sum") for one in crew]
+    for one in crew:
+        with OtherProcess(one.pid) as space:
+            assert space.advise([one.span], libc.MADV_MERGEABLE) == [0]
+    named = [word for one in crew for word in ("--pid", str(one.pid))]
+    command = [*PROGRAM, "watch", "--json", "--quiet-for", "1", "--cpu", "100", *named]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as scanner:
+        poll(lambda: ksm.figures()["run"] == 1)
+        scanner.kill()
+    assert ksm.figures()["run"] == 1
+    assert [one.ask("sum") for one in crew] == sums
+    said = subprocess.run([*PROGRAM, "stat"], capture_output=True, text=True)
+    assert "gave back the settings of ksmd" in said.stderr
+    assert ksm._knobs() == knobs
+    assert [one.ask("sum") for one in crew] == sums
