@@ -21,7 +21,7 @@ from sksm.scanner.schema import address
 
 _GAUGES = {
     "merged_bytes": "Memory of watched processes that shows pages of a pool.",
-    "pool_bytes": "Memory that the pools occupy.",
+    "pool_bytes": "Memory that the pools, or KSM, occupy.",
     "saved_net_bytes": "Merged, less pools, ourselves and mappings.",
     "watched_bytes": "Memory of watched processes that is looked at.",
     "own_bytes": "Memory of the scanner and of the stores.",
@@ -60,7 +60,9 @@ class Metrics:
             "sksm_unmerged_pages", "Merged pages written to.", registry=registry
         )
         self._cpu = Counter(
-            "sksm_cpu_seconds", "Processor time, the stores' too.", registry=registry
+            "sksm_cpu_seconds",
+            "Processor time, the stores' and ksmd's too.",
+            registry=registry,
         )
         self._epoch_cpu = Histogram(
             "sksm_epoch_cpu_seconds",
