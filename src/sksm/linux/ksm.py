@@ -183,9 +183,14 @@ def is_marked(pid: int) -> bool:
     """Say whether KSM merges memory of a process, or will when ksmd comes by.
 
     Raises:
-        OSError: as `stat`.
+        OSError: ENOENT, ESRCH if there is no such process; EACCES without leave to
+            inspect it.
     """
-    found = stat(pid)
+    if not FOLDER.exists():
+        return False
+    found: dict[str, int] = {}
+    with contextlib.suppress(FileNotFoundError):  # before Linux 6.1
+        found = stat(pid)
     if merged_in(found) or found.get("ksm_merge_any"):
         return True
     if "ksm_mergeable" in found:  # since Linux 6.15
