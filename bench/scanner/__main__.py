@@ -147,7 +147,7 @@ def churned(size_mib: int, quiet: float, **given: Any) -> None:
 @click.option("--workers", default=8, show_default=True, type=click.IntRange(1))
 @click.option("--clients", default=4, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=300.0, show_default=True)
-@common(every=0.5)
+@common(every=5.0)
 def served(workers: int, clients: int, **given: Any) -> None:
     """Have forked workers of a web server answer requests."""
     options = interpreters.Options(

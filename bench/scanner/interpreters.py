@@ -36,7 +36,7 @@ class Options(msgspec.Struct, frozen=True):
     workers: int = 8
     clients: int = 4
     seconds: float = 300.0
-    every_seconds: float = 0.5
+    every_seconds: float = 5.0  # the kernel's look at so many mappings slows them down
     watch: watching.Options = watching.Options()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from sksm.process.domain import Domain
 from sksm.scanner.ages import Numbers
 from sksm.scanner.group import Group
 from sksm.scanner.watched import Watched
+from sksm.spans import PAGE_SIZE
 from sksm.store import UNSEEN, Store
 
 _LOOKUP_PAGES = 4096
@@ -30,7 +32,7 @@ class PoolGroup(Group):
         self._scope = contextlib.ExitStack()
         self._gone = 0  # pages of members there were, which showed the pool
         self._given_back = 0  # of all that left it, when slots were freed last
-        self._looked_at = -_LOOK_SECONDS
+        self._look_at = 0.0
         self._opened: Store | None = None
 
     def close(self) -> None:
@@ -73,13 +75,21 @@ class PoolGroup(Group):
     def give_back(self, now: float) -> None:
         """Have slots freed if many pages have left the pool since the last time.
 
-        The daemon would look for them later: it is not told of writes.
+        The daemon would look for them later: it is not told of writes. A look at all
+        processes takes a hundredth of the time at most, unless it brings much.
         """
-        left = self._gone + sum(member.unmerged for member in self.members.values())
-        many = left - self._given_back >= _MANY_PAGES
-        if many and now >= self._looked_at + _LOOK_SECONDS and self._opened:
-            self._given_back, self._looked_at = left, now
-            self.store.give_back()
+        gone = self._gone + sum(member.unmerged for member in self.members.values())
+        left = gone - self._given_back
+        if left < _MANY_PAGES or now < self._look_at or not self._opened:
+            return
+        before, began = self.shared_bytes, time.monotonic()
+        self.store.give_back()
+        took = time.monotonic() - began
+        much = before - self.shared_bytes >= left * PAGE_SIZE / 4
+        self._given_back = gone
+        self._look_at = now + (
+            _LOOK_SECONDS if much else max(_LOOK_SECONDS, 100 * took)
+        )
 
     def merge(self, wanted: dict[int, Numbers], seconds: float, now: float) -> int:
         """Merge while nobody frees slots; else as `Group`."""

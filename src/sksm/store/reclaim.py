@@ -17,12 +17,8 @@ import numpy.typing as npt
 import psutil
 
 from sksm.linux import maps, pagemap
-from sksm.linux.maps import Mapping
 from sksm.linux.pagemap import Category
 from sksm.spans import PAGE_SIZE, Span
-from sksm.store.pool import POOL_NAME
-
-_NAME = f"/memfd:{POOL_NAME}".encode()  # as /proc/PID/maps shows it
 
 
 @dataclasses.dataclass(slots=True)
@@ -72,11 +68,9 @@ def _processes() -> set[tuple[int, float]]:
 def _look_at(census: Census, pool: os.stat_result, pid: int, harmless: bool) -> None:
     try:
         text = Path(f"/proc/{pid}/maps").read_bytes()
-        lines = [line for line in text.split(b"\n") if _NAME in line]
-        mapped = [m for m in maps.parse(b"\n".join(lines)) if m.shows(pool)]
-        if shown := [mapping for mapping in mapped if not mapping.shared]:
+        if len(shown := maps.showing(text, pool)):
             _mark(census.live, pid, shown)
-            census.mappers[pid] = sum(mapping.span.size for mapping in shown)
+            census.mappers[pid] = int((shown[:, 1] - shown[:, 0]).sum())
     except (FileNotFoundError, ProcessLookupError):
         return  # it ended: whatever it mapped is gone with it
     except PermissionError:
@@ -98,16 +92,14 @@ def _in_domain(pid: int) -> bool:
     return str(os.getuid()) in uids
 
 
-def _mark(live: npt.NDArray[np.bool_], pid: int, shown: list[Mapping]) -> None:
-    """Mark the slots that mappings of the pool, ascending, show."""
-    counts = np.array([mapping.span.pages for mapping in shown])
-    firsts = np.array([mapping.span.start // PAGE_SIZE for mapping in shown])
-    offsets = np.array([mapping.offset // PAGE_SIZE for mapping in shown])
-    numbers = pagemap.spread(firsts, counts)
-    slots = pagemap.spread(offsets, counts)
+def _mark(live: npt.NDArray[np.bool_], pid: int, shown: npt.NDArray[np.int64]) -> None:
+    """Mark the slots that mappings of the pool, ascending, show: `maps.showing`."""
+    firsts, stops, offsets = shown.T // PAGE_SIZE
+    numbers = pagemap.spread(firsts, stops - firsts)
+    slots = pagemap.spread(offsets, stops - firsts)
     table = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        private = copied(table, [mapping.span for mapping in shown])
+        private = copied(table, [Span(*bounds) for bounds in shown[:, :2].tolist()])
     finally:
         os.close(table)
     live[slots[~np.isin(numbers, private) & (slots < len(live))]] = True
