@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from errno import EBUSY, EINVAL
 from pathlib import Path
 
+from sksm.linux import pageflags
+
 FOLDER = Path("/sys/kernel/mm/ksm")
 STATE_NAME = "ksm.json"  # in the runtime directory
 MARK = "mg"  # of VmFlags in smaps: MADV_MERGEABLE
@@ -57,6 +59,10 @@ _FIGURES = (
     "full_scans",
     "pages_to_scan",
     "sleep_millisecs",
+)
+UNTOLD = (
+    "this kernel calls every anonymous page one of KSM's (/proc/kpageflags, a bug of "
+    "Linux 6.12), so nobody could tell what was merged"
 )
 _UNMERGE = "2"  # of `run`: takes every merged page of the machine apart
 
@@ -145,9 +151,10 @@ def obstacle() -> str | None:
         return f"only root may steer ksmd ({FOLDER} is closed to you)"
     try:
         _refuse_unmerging()
+        told = pageflags.tell_ksm()
     except OSError as error:
         return error.strerror
-    return None
+    return None if told else UNTOLD
 
 
 def merged_pages(pid: int) -> int:
