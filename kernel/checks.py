@@ -1,0 +1,123 @@
+"""What a kernel must pass, and how it did."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kernel.building import OUR_TEST, Built
+from kernel.guest import Done
+
+ROOT = Path(__file__).parent.parent
+CONTRACT, ENGINE, DOCTOR = "contract", "engine", "doctor"
+# As run_vmtests.sh calls them.
+_KSM_TESTS = (
+    "-H -s 100",
+    "-P -s 100",
+    "-M -p 10",
+    "-U",
+    "-Z -p 10 -z 0",
+    "-Z -p 10 -z 1",
+)
+_PYTEST = ("-p", "no:cacheprovider", "-p", "no:randomly", "-q", "--timeout", "600")
+
+Commands = dict[str, Sequence[str | Path]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a command did: counts, and its lines that say what went wrong."""
+
+    passed: int
+    failed: int
+    skipped: int
+    complaints: tuple[str, ...]
+
+    @property
+    def right(self) -> bool:
+        """Did all of it pass, and something?"""
+        return bool(self.passed) and not self.failed and not self.skipped
+
+    def __str__(self) -> str:
+        text = f"{self.passed} passed"
+        text += f", {self.failed} failed" if self.failed else ""
+        return text + (f", {self.skipped} skipped" if self.skipped else "")
+
+
+def our_test(built: Built) -> Commands:
+    """The self-test that the patches bring."""
+    return {OUR_TEST: [built.folder / OUR_TEST]}
+
+
+def upstream(built: Built) -> Commands:
+    """KSM's own self-tests, unchanged."""
+    folder = built.folder
+    commands: Commands = {"ksm_functional_tests": [folder / "ksm_functional_tests"]}
+    for number, words in enumerate(_KSM_TESTS):
+        commands[f"ksm_tests_{number}"] = [folder / "ksm_tests", *words.split()]
+    return commands
+
+
+def project() -> Commands:
+    """The project's own: every engine's contract, and the kernel engine chosen."""
+    here: list[str | Path] = ["env", "-C", ROOT, "SKSM_REQUIRE_KERNEL=1"]
+    here += [sys.executable, "-m"]
+    pytest = [*here, "pytest", *_PYTEST]
+    return {
+        CONTRACT: [*pytest, "tests/kernel/test_engines.py"],
+        ENGINE: [*pytest, "tests/kernel/test_kernel_engine.py"],
+        DOCTOR: [*here, "sksm.commands.main", "doctor"],
+    }
+
+
+def judge(name: str, done: Done) -> Verdict:
+    """Read what a command said of itself."""
+    verdict = _pytest(done) if name in (CONTRACT, ENGINE) else _tap(done)
+    if done.status and not verdict.failed:  # it broke off
+        lines = tuple(done.output.splitlines()[-5:])
+        return dataclasses.replace(verdict, failed=1, complaints=lines)
+    return verdict
+
+
+def title(name: str) -> str:
+    """Say what a command is, to a reader."""
+    if name.startswith("ksm_tests_"):
+        return f"ksm_tests {_KSM_TESTS[int(name.rpartition('_')[2])]}"
+    return {CONTRACT: "engine contract", ENGINE: "kernel engine"}.get(name, name)
+
+
+def _tap(done: Done) -> Verdict:
+    """Read the Test Anything Protocol; a plan that was not kept is a failure."""
+    results = re.findall(r"^(not ok|ok) \d+.*$", done.output, re.MULTILINE)
+    lines = re.findall(r"^(?:not ok|ok) \d+.*$", done.output, re.MULTILINE)
+    skipped = [line for line in lines if "# SKIP" in line]
+    failed = [line for line in lines if line.startswith("not ok")]
+    failed += re.findall(
+        r"^Bail out!.*|^# Planned tests != .*", done.output, re.MULTILINE
+    )
+    passed = len(results) - len(skipped) - results.count("not ok")
+    return Verdict(passed, len(failed), len(skipped), (*failed, *skipped))
+
+
+def _pytest(done: Done) -> Verdict:
+    tail = done.output.splitlines()[-1] if done.output else ""
+    counts = {what: int(n) for n, what in re.findall(r"(\d+) (\w+)", tail)}
+    complaints = re.findall(r"^(?:FAILED|ERROR|SKIPPED) .*$", done.output, re.MULTILINE)
+    return Verdict(
+        counts.get("passed", 0),
+        counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0),
+        counts.get("skipped", 0),
+        tuple(complaints),
+    )
+
+
+def differences(one: Mapping[str, Verdict], other: Mapping[str, Verdict]) -> list[str]:
+    """Say which tests did not do the same on two kernels."""
+    return [
+        f"{title(name)}: {one[name]}; {other[name]}"
+        for name in one
+        if str(one[name]) != str(other[name])
+    ]
