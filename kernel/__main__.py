@@ -21,6 +21,7 @@ _WATCHED = ("small", "checks", "locking")
 PATCHED = Kernel("patched", True, _WATCHED)
 UNPATCHED = Kernel("unpatched", False, _WATCHED)
 KASAN = Kernel("patched-kasan", True, ("small", "checks", "kasan"))
+PLAIN = Kernel("patched-plain", True, ("small",))  # as fast as it is
 KERNELS = {kernel.name: kernel for kernel in (PATCHED, UNPATCHED, KASAN)}
 _SECONDS = 900.0  # for all that one guest does
 
@@ -36,8 +37,13 @@ Results = dict[str, dict[str, Verdict]]  # by kernel, by command
     multiple=True,
     help="Build and test this kernel; may be given more than once.",
 )
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Do not test: measure, on a kernel without checks.",
+)
 @click.option("--verbose", is_flag=True, help="Show all that the guests said.")
-def main(names: Sequence[str], verbose: bool) -> None:
+def main(names: Sequence[str], measure: bool, verbose: bool) -> None:
     """Build Linux with the patches, boot it under QEMU, and test it.
 
     It fails if a test fails or skips, if the kernel's log has a warning, or if
@@ -49,6 +55,9 @@ def main(names: Sequence[str], verbose: bool) -> None:
     problems: list[str] = []
     try:
         with packages("qemu-system-x86", alone=[building.SOURCE]) as found:
+            if measure:
+                _measure(found)
+                return
             for name in names or KERNELS:
                 _test(KERNELS[name], found, results, problems, verbose)
     except (Skipped, Wrong) as error:
@@ -94,6 +103,18 @@ def _test(
         if not verdict.right and name not in checks.upstream(built):
             problems.append(f"{kernel.name}, {checks.title(name)}: {verdict}")
             problems += [f"    {line}" for line in verdict.complaints]
+
+
+def _measure(found: Packages) -> None:
+    """Print what was measured in a guest, as it was said there."""
+    with console.status(f"{PLAIN.name}: is built") as status:
+        built = building.build(PLAIN, found, CACHE, lambda _: None)
+        status.update(f"{PLAIN.name}: is measured")
+        seen = guest.visit(built.image, checks.measurements(), found, seconds=_SECONDS)
+    for done in seen.done.values():
+        console.print(done.output, markup=False)
+    if any(done.status for done in seen.done.values()):
+        raise Wrong("a measurement failed")
 
 
 def _commands(built: Built) -> checks.Commands:

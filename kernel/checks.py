@@ -24,6 +24,18 @@ _KSM_TESTS = (
 )
 _PYTEST = ("-p", "no:cacheprovider", "-p", "no:randomly", "-q", "--timeout", "600")
 
+# A module of this checkout, by this Python.
+_HERE: tuple[str | Path, ...] = (
+    "env",
+    "-C",
+    ROOT,
+    "SKSM_REQUIRE_KERNEL=1",
+    sys.executable,
+    "-m",
+)
+_PROCESSES = 250  # of the experiment: a thousand of them take too long, emulated
+_MEASURED_MIB = 64
+
 Commands = dict[str, Sequence[str | Path]]
 
 
@@ -63,13 +75,20 @@ def upstream(built: Built) -> Commands:
 
 def project() -> Commands:
     """The project's own: every engine's contract, and the kernel engine chosen."""
-    here: list[str | Path] = ["env", "-C", ROOT, "SKSM_REQUIRE_KERNEL=1"]
-    here += [sys.executable, "-m"]
-    pytest = [*here, "pytest", *_PYTEST]
+    pytest: list[str | Path] = [*_HERE, "pytest", *_PYTEST]
     return {
         CONTRACT: [*pytest, "tests/kernel/test_engines.py"],
         ENGINE: [*pytest, "tests/kernel/test_kernel_engine.py"],
-        DOCTOR: [*here, "sksm.commands.main", "doctor"],
+        DOCTOR: [*_HERE, "sksm.commands.main", "doctor"],
+    }
+
+
+def measurements() -> Commands:
+    """What docs/kernel.md tells of: three ways beside each other; the experiment."""
+    experiment = ["bench.experiment", "--processes", str(_PROCESSES)]
+    return {
+        "ways": [*_HERE, "kernel.measuring", str(_MEASURED_MIB)],
+        "experiment": [*_HERE, *experiment, "plain", "patched", "merged"],
     }
 
 
