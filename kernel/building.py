@@ -84,11 +84,11 @@ def build(kernel: Kernel, found: Packages, cache: Path, tell: Tell) -> Built:
         Wrong: it cannot be built.
     """
     archive = found.file(f"usr/src/{SOURCE}.tar.xz")
-    built = Built(kernel, cache / f"{kernel.name}-{_key(kernel, archive)}")
+    built = Built(kernel, cache / f"{kernel.name}.{_key(kernel, archive)}")
     if built.image.exists():
         return built
     cache.mkdir(parents=True, exist_ok=True)
-    for old in cache.glob(f"{kernel.name}-*"):  # of other inputs, or given up
+    for old in cache.glob(f"{kernel.name}.*"):  # of other inputs, or given up
         shutil.rmtree(old)
     with _source(kernel, archive, cache, tell) as source:
         _build(kernel, source, built, tell)
@@ -110,7 +110,7 @@ def _key(kernel: Kernel, archive: Path) -> str:
 @contextlib.contextmanager
 def _source(kernel: Kernel, archive: Path, cache: Path, tell: Tell) -> Iterator[Path]:
     """Have the source unpacked for the block, with our patches if they belong."""
-    folder = cache / f"{kernel.name}-source"
+    folder = cache / f"{kernel.name}.source"
     folder.mkdir()
     try:
         tell("unpacks the source")
