@@ -92,6 +92,8 @@ def _test(
         if name != checks.DOCTOR
     }
     results[kernel.name] = verdicts
+    for name, verdict in verdicts.items():
+        console.print(f"{kernel.name}, {checks.title(name)}: {verdict}", markup=False)
     for name, done in seen.done.items():
         if verbose or name == checks.DOCTOR:
             console.print(
