@@ -6,6 +6,10 @@ from kernel import checks
 from kernel.guest import Done, Visit
 
 TAP = "TAP version 13\n1..2\nok 1 first\n{}\n"
+TOTALS = "# Totals: pass:{} fail:{} xfail:0 xpass:0 skip:{} error:0\n"
+PLAN = "# Planned tests != run tests (2 != 1)"
+PASSED = TAP.format("ok 2 second") + TOTALS.format(2, 0, 0)
+SKIPPED = TAP.format("ok 2 # SKIP no swap") + TOTALS.format(1, 0, 1)
 
 
 def judged(output, status=0, name="ksm_merge"):
@@ -13,26 +17,39 @@ def judged(output, status=0, name="ksm_merge"):
 
 
 def test_all_passed_is_right():
-    verdict = judged(TAP.format("ok 2 second"))
+    """And said in a word."""
+    verdict = judged(PASSED)
     assert verdict.right
     assert str(verdict) == "2 passed"
 
 
 @pytest.mark.parametrize(
-    ("second", "text"),
+    ("second", "totals", "text"),
     [
-        ("not ok 2 second", "1 passed, 1 failed"),
-        ("ok 2 # SKIP no swap", "1 passed, 1 skipped"),
-        ("# Planned tests != run tests (2 != 1)", "1 passed, 1 failed"),
-        ("Bail out! mmap", "1 passed, 1 failed"),
+        ("not ok 2 second", (1, 1, 0), "1 passed, 1 failed"),
+        ("ok 2 # SKIP no swap", (1, 0, 1), "1 passed, 1 skipped"),
+        (PLAN, (1, 0, 0), "1 passed, 1 failed"),
     ],
 )
-def test_what_failed_skipped_or_broke_off_is_not(second, text):
+def test_what_failed_or_skipped_is_not(second, totals, text):
     """And the line that says so is handed on."""
-    verdict = judged(TAP.format(second), status=1 if "SKIP" not in second else 0)
+    verdict = judged(TAP.format(second) + TOTALS.format(*totals))
     assert not verdict.right
     assert str(verdict) == text
     assert verdict.complaints == (second,)
+
+
+def test_what_broke_off_told_no_totals():
+    """However much had passed by then."""
+    verdict = judged(TAP.format("Bail out! mmap"))
+    assert not verdict.right
+    assert verdict.complaints == ("Bail out! mmap", "it told no totals")
+
+
+def test_a_test_may_run_another():
+    """The totals of that one, and its plan, come before."""
+    inner = f"ok 1 inner\n{PLAN}\n" + TOTALS.format(1, 0, 0)
+    assert str(judged(TAP.format(inner) + TOTALS.format(2, 0, 0))) == "2 passed"
 
 
 @pytest.mark.parametrize("output", ["", "no such file", "TAP version 13\n1..2\n"])
@@ -44,7 +61,7 @@ def test_nothing_passed_is_wrong(output):
 
 def test_a_status_counts_also_where_all_passed():
     """It may have been killed after the last line."""
-    assert not judged(TAP.format("ok 2 second"), status=139).right
+    assert not judged(PASSED, status=139).right
 
 
 @pytest.mark.parametrize(
@@ -63,8 +80,8 @@ def test_pytest_is_read_by_its_last_line(tail, right):
 
 def test_kernels_are_held_against_each_other():
     """By counts: a skip more is a difference."""
-    one = {"ksm_tests_0": judged(TAP.format("ok 2 second"))}
-    other = {"ksm_tests_0": judged(TAP.format("ok 2 # SKIP"))}
+    one = {"ksm_tests_0": judged(PASSED)}
+    other = {"ksm_tests_0": judged(SKIPPED)}
     assert not checks.differences(one, one)
     (line,) = checks.differences(one, other)
     assert line == "ksm_tests -H -s 100: 2 passed; 1 passed, 1 skipped"
