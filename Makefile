@@ -71,6 +71,10 @@ experiment: $(PLOTS) ## A thousand processes with patched code, merged again (pr
 bench-scanner: $(PROGRAMS) $(PLOTS) ## Guests under `sksm watch` and ksmd; or ARGS=churn
 	$(BIN)/python -m bench.scanner $(or $(ARGS),guests --plot scanner.png)
 
+.PHONY: kernel-test
+kernel-test: $(STAMP) ## Build Linux with MADV_MERGE, boot it under QEMU, and test it
+	$(BIN)/python -m kernel $(ARGS)
+
 .PHONY: venv
 venv: $(STAMP) ## Create the environment (the others do it when needed)
 	@:
@@ -119,4 +123,4 @@ constraints: ## Pin the newest versions of everything in constraints.txt
 clean: ## Remove the environment and all that was built
 	rm -rf "$(VENV)" build dist .coverage .coverage.* .hypothesis \
 	  .mypy_cache .pytest_cache .ruff_cache
-	find src tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests bench kernel -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

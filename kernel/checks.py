@@ -1,0 +1,153 @@
+"""What a kernel must pass, and how it did."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kernel.building import OUR_TEST, Built
+from kernel.guest import Done
+
+ROOT = Path(__file__).parent.parent
+CONTRACT, ENGINE, DOCTOR = "contract", "engine", "doctor"
+# As run_vmtests.sh calls them.
+_KSM_TESTS = (
+    "-H -s 100",
+    "-P -s 100",
+    "-M -p 10",
+    "-U",
+    "-Z -p 10 -z 0",
+    "-Z -p 10 -z 1",
+)
+_PYTEST = ("-p", "no:cacheprovider", "-p", "no:randomly", "-q", "--timeout", "600")
+
+# A module of this checkout, by this Python.
+_HERE: tuple[str | Path, ...] = (
+    "env",
+    "-C",
+    ROOT,
+    "SKSM_REQUIRE_KERNEL=1",
+    sys.executable,
+    "-m",
+)
+_PROCESSES = 250  # of the experiment: a thousand of them take too long, emulated
+_MEASURED_MIB = 64
+
+_TOTALS = re.compile(
+    r"^(# Planned tests != .*\n)?"
+    r"# Totals: pass:(\d+) fail:(\d+) xfail:\d+ xpass:\d+ skip:(\d+) error:(\d+)$",
+    re.MULTILINE,
+)
+
+Commands = dict[str, Sequence[str | Path]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a command did: counts, and its lines that say what went wrong."""
+
+    passed: int
+    failed: int
+    skipped: int
+    complaints: tuple[str, ...]
+
+    @property
+    def right(self) -> bool:
+        """Did all of it pass, and something?"""
+        return bool(self.passed) and not self.failed and not self.skipped
+
+    def __str__(self) -> str:
+        text = f"{self.passed} passed"
+        text += f", {self.failed} failed" if self.failed else ""
+        return text + (f", {self.skipped} skipped" if self.skipped else "")
+
+
+def our_test(built: Built) -> Commands:
+    """The self-test that the patches bring."""
+    return {OUR_TEST: [built.folder / OUR_TEST]}
+
+
+def upstream(built: Built) -> Commands:
+    """KSM's own self-tests, unchanged."""
+    folder = built.folder
+    commands: Commands = {"ksm_functional_tests": [folder / "ksm_functional_tests"]}
+    for number, words in enumerate(_KSM_TESTS):
+        commands[f"ksm_tests_{number}"] = [folder / "ksm_tests", *words.split()]
+    return commands
+
+
+def project() -> Commands:
+    """The project's own: every engine's contract, and the kernel engine chosen."""
+    pytest: list[str | Path] = [*_HERE, "pytest", *_PYTEST]
+    return {
+        CONTRACT: [*pytest, "tests/kernel/test_engines.py"],
+        ENGINE: [*pytest, "tests/kernel/test_kernel_engine.py"],
+        DOCTOR: [*_HERE, "sksm.commands.main", "doctor"],
+    }
+
+
+def measurements() -> Commands:
+    """What docs/kernel.md tells of: three ways beside each other; the experiment."""
+    experiment = ["bench.experiment", "--processes", str(_PROCESSES)]
+    return {
+        "ways": [*_HERE, "kernel.measuring", str(_MEASURED_MIB)],
+        "experiment": [*_HERE, *experiment, "plain", "patched", "merged"],
+    }
+
+
+def judge(name: str, done: Done) -> Verdict:
+    """Read what a command said of itself."""
+    verdict = _pytest(done) if name in (CONTRACT, ENGINE) else _tap(done)
+    if done.status and not verdict.failed:  # it broke off
+        lines = tuple(done.output.splitlines()[-5:])
+        return dataclasses.replace(verdict, failed=1, complaints=lines)
+    return verdict
+
+
+def title(name: str) -> str:
+    """Say what a command is, to a reader."""
+    if name.startswith("ksm_tests_"):
+        return f"ksm_tests {_KSM_TESTS[int(name.rpartition('_')[2])]}"
+    return {CONTRACT: "engine contract", ENGINE: "kernel engine"}.get(name, name)
+
+
+def _tap(done: Done) -> Verdict:
+    """Read the Test Anything Protocol by its last totals.
+
+    A plan that was not kept is a failure, and so are totals that are missing. A
+    test may run others, which tell theirs before.
+    """
+    lines = re.findall(r"^(?:not ok|ok) \d+.*$|^Bail out!.*", done.output, re.MULTILINE)
+    complaints = [line for line in lines if line[:2] != "ok" or "# SKIP" in line]
+    if not (told := list(_TOTALS.finditer(done.output))):
+        return Verdict(0, 1, 0, (*complaints, "it told no totals"))
+    plan, *numbers = told[-1].groups()
+    passed, failed, skipped, errors = map(int, numbers)
+    if plan:
+        complaints.append(plan.strip())
+        failed += 1
+    return Verdict(passed, failed + errors, skipped, tuple(complaints))
+
+
+def _pytest(done: Done) -> Verdict:
+    tail = done.output.splitlines()[-1] if done.output else ""
+    counts = {what: int(n) for n, what in re.findall(r"(\d+) (\w+)", tail)}
+    complaints = re.findall(r"^(?:FAILED|ERROR|SKIPPED) .*$", done.output, re.MULTILINE)
+    return Verdict(
+        counts.get("passed", 0),
+        counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0),
+        counts.get("skipped", 0),
+        tuple(complaints),
+    )
+
+
+def differences(one: Mapping[str, Verdict], other: Mapping[str, Verdict]) -> list[str]:
+    """Say which tests did not do the same on two kernels."""
+    return [
+        f"{title(name)}: {one[name]}; {other[name]}"
+        for name in one
+        if str(one[name]) != str(other[name])
+    ]
