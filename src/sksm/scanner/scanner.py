@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -183,7 +184,7 @@ class Scanner:
     def _add(self, pid: int, target: Target, outcome: Outcome) -> None:
         whose = target.domain or domain.of(pid)
         engine, outcome.refusal = choice.choose(
-            pid, self._engine, marked=ksm.is_marked(pid), admits=self._admits(whose)
+            pid, self._engine, marked=_is_marked(pid), admits=self._admits(whose)
         )
         if outcome.refusal:
             return
@@ -216,3 +217,10 @@ class Scanner:
                     group.remove(pid).close()
                     if not isinstance(member.outcome.error, _PASSING):
                         self.refused[pid] = member.outcome
+
+
+def _is_marked(pid: int) -> bool:
+    """Say whether its owner marked memory of a process; False if nobody may know."""
+    with contextlib.suppress(OSError):  # which `choose` has better words for
+        return ksm.is_marked(pid)
+    return False
