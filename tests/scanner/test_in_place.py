@@ -16,7 +16,7 @@ from sksm.spans import PAGE_SIZE, Span
 from tests.commands.conftest import PROGRAM
 from tests.conftest import poll
 from tests.other.holder import Holder
-from tests.scanner.test_scanner import SAME, World, inside
+from tests.scanner.test_scanner import SAME, inside
 
 pytestmark = [
     pytest.mark.root,
@@ -29,25 +29,22 @@ pytestmark = [
 
 
 @pytest.fixture
-def world(monkeypatch):
+def world(world, monkeypatch):
     """A scanner that thinks little of ksmd's time."""
     if reason := ksm.obstacle():
         pytest.skip(reason)
     monkeypatch.setattr(in_place, "_PAGES_A_SECOND", 1.0)
-    made = World()
-    yield made
-    made.scanner.close()
+    return world
 
 
 @pytest.fixture
-def holder(worker, world):
+def holder(holder):
     """Give `holder(kinds)`: a process that marked these pages for KSM, watched."""
 
     def start(kinds):
-        one = Holder(worker, kinds)
+        one = holder(kinds)
         with OtherProcess(one.pid) as space:
             assert space.advise([one.span], libc.MADV_MERGEABLE) == [0]
-        world.targets[one.pid] = Target()
         return one
 
     return start

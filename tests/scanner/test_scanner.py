@@ -16,12 +16,13 @@ from sksm.pages import is_pool
 from sksm.process.domain import Domain
 from sksm.process.other import OtherProcess
 from sksm.scanner.group import Group
-from sksm.scanner.scanner import Scanner, Target
+from sksm.scanner.scanner import Target
 from sksm.scanner.watched import FEW_PAGES
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 from sksm.store.reclaim import copied
 from tests.conftest import end_daemon
 from tests.other.holder import Holder
+from tests.scanner.conftest import World
 
 pytestmark = [
     pytest.mark.needs(
@@ -29,7 +30,6 @@ pytestmark = [
     ),
     pytest.mark.usefixtures("runtime"),
 ]
-QUIET = 4.0
 SAME = list(range(1, 101))  # what all hold, by number
 
 
@@ -43,49 +43,6 @@ os.setresuid(65534, 65534, 65534)
 libc.prctl(libc.PR_SET_DUMPABLE, 1, 0, 0, 0)  # the kernel guards who gave up rights
 main()
 """
-
-
-class World:
-    """A scanner, its clock, and whom it watches."""
-
-    def __init__(self):
-        self.time = 1000.0
-        self.targets = {}
-        self.scanner = Scanner(lambda: self.targets, QUIET, lambda: self.time)
-
-    def epochs(self, count, seconds=1.0):
-        done = []
-        for _ in range(count):
-            done.append(self.scanner.epoch())
-            self.time += seconds
-        return done
-
-    def member(self, pid):
-        (found,) = (
-            group.members[pid]
-            for group in self.scanner.groups.values()
-            if pid in group.members
-        )
-        return found
-
-
-@pytest.fixture
-def world():
-    made = World()
-    yield made
-    made.scanner.close()
-
-
-@pytest.fixture
-def holder(worker, world):
-    """Give `holder(kinds)`: a process that holds these pages, watched."""
-
-    def start(kinds):
-        one = Holder(worker, kinds)
-        world.targets[one.pid] = Target()
-        return one
-
-    return start
 
 
 def end_daemon_of(domain):

@@ -13,7 +13,8 @@ from sksm.scanner.scanner import Epoch, Target
 from sksm.scanner.selection import Rule
 from sksm.scanner.service import Service
 from tests.other.holder import Holder
-from tests.scanner.test_scanner import SAME, World, inside, merged
+from tests.scanner.conftest import World
+from tests.scanner.test_scanner import SAME, inside, merged
 
 on_processes = pytest.mark.needs(
     Feature.USERFAULTFD_WP_ASYNC, Feature.PTRACE_SEIZE, Feature.PIDFD_GETFD

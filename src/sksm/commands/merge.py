@@ -11,7 +11,7 @@ from sksm.commands import options
 @click.argument("pids", metavar="PID...", nargs=-1, required=True, type=options.PID)
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "pool", "ksm", "kernel"]),
+    type=options.ENGINE,
     default="auto",
     show_default=True,
     help="pool: also where an allocator may count on MADV_DONTNEED for zeros, which "

@@ -17,6 +17,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 DONE, FAILED, USAGE, NOTHING_HERE = 0, 1, 2, 3
 INTERRUPTED = 128 + signal.SIGINT
 
+ENGINE = click.Choice(["auto", "pool", "ksm", "kernel"])
 PID = click.IntRange(min=1, max=2**31 - 1)  # pid_t
 
 

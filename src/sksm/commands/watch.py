@@ -48,7 +48,7 @@ from sksm.commands import options
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "pool", "ksm", "kernel"]),
+    type=options.ENGINE,
     help="As for sksm merge; auto: memory that its owner marked for KSM, as QEMU does "
     "its guests', goes to ksm where that is possible.  [default: auto]",
 )

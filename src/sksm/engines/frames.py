@@ -30,6 +30,12 @@ class Sharing:
     shared: Flags  # a frame of KSM's, which others show or may come to show
     zero: Flags  # the kernel's page of zeros
 
+    @property
+    def merged(self) -> Flags:
+        """Which pages take no frame of their own: those that are one of both."""
+        found: Flags = self.shared | self.zero
+        return found
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Offered:
@@ -48,7 +54,7 @@ def advise(
     """
     numbers = pages_of(batch.spans)
     before = shared_pages(space, numbers)
-    left = ~(before.shared | before.zero)
+    left = ~before.merged
     report.add(already=len(left) - left.sum())
     verdicts = np.repeat(
         space.advise(batch.spans, advice), [span.pages for span in batch.spans]
@@ -104,7 +110,7 @@ def merged_bytes(space: AddressSpace, span: Span) -> int:
         found = shared_pages(space, pages_of([span]))
     except PermissionError:
         return 0
-    return int(found.shared.sum() + found.zero.sum()) * PAGE_SIZE
+    return int(found.merged.sum()) * PAGE_SIZE
 
 
 def _refusal(verdict: int) -> str:

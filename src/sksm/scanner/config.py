@@ -14,7 +14,7 @@ import msgspec
 
 from sksm.errors import Misconfigured
 from sksm.scanner import positions, schema
-from sksm.scanner.schema import Mistake
+from sksm.scanner.schema import Engine, Mistake
 from sksm.scanner.selection import Rule
 
 SYSTEM = Path("/etc/sksm/config.toml")
@@ -45,7 +45,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     cpu_percent: float = 2.0
     quiet_seconds: float = 2.0
-    engine: Literal["auto", "pool", "ksm", "kernel"] = "auto"
+    engine: Engine = "auto"
     metrics: str = ""
     log: Literal["text", "json"] = "text"
     rules: tuple[Rule, ...] = ()

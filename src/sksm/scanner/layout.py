@@ -16,7 +16,6 @@ from sksm.store.pool import POOL_NAME
 
 _GUEST_BYTES = 64 << 20  # smaller mappings of an emulator are no guest's memory
 Bounds = npt.NDArray[np.int64]  # begin and end of each, ascending: shape (n, 2)
-_POOL = POOL_NAME.encode()
 # Private, may be read, and anonymous or the pool's: proc(5), /proc/PID/maps.
 _FITTING = re.compile(
     rb"^[0-9a-f]{1,15}-[0-9a-f]{1,15} r..p [0-9a-f]+ [0-9a-f:]+ "

@@ -19,6 +19,7 @@ from sksm.scanner.selection import CGROUP, Rule
 
 THIS_MACHINE = "127.0.0.1"
 
+Engine = Literal["auto", "pool", "ksm", "kernel"]
 _MOST_PIDS = 1 << 22  # PID_MAX_LIMIT, linux/threads.h
 _NOBODY = 2**32 - 1  # (uid_t) -1
 _TAKES = {
@@ -57,7 +58,7 @@ class _Watch(_Exclude, forbid_unknown_fields=True, frozen=True):
 class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     cpu_percent: Annotated[float, Meta(gt=0, le=100)] | UnsetType = UNSET
     quiet_seconds: Annotated[float, Meta(ge=1, le=250)] | UnsetType = UNSET
-    engine: Literal["auto", "pool", "ksm", "kernel"] | UnsetType = UNSET
+    engine: Engine | UnsetType = UNSET
     metrics: str | UnsetType = UNSET
     log: Literal["text", "json"] | UnsetType = UNSET
     watch: list[_Watch] | UnsetType = UNSET

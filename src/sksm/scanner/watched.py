@@ -204,8 +204,7 @@ class Watched:
                 report = merge_all(space, spans, engine=engine)
             self.outcome.stops += space.stops
             if engine.in_place:
-                found = frames.shared_pages(space, wanted)
-                merged = found.shared | found.zero
+                merged = frames.shared_pages(space, wanted).merged
             else:
                 merged = self._in_pool(space.pagemap(), wanted)
         self.pages.merge(wanted[merged])
@@ -246,8 +245,7 @@ class Watched:
         written = self._written()
         looked = np.union1d(written, wanted)
         with OtherProcess(self.pid) as space:
-            found = frames.shared_pages(space, looked)
-        private = looked[~(found.shared | found.zero)]
+            private = looked[~frames.shared_pages(space, looked).merged]
         self.unmerged += self.pages.write(np.intersect1d(written, private))
         self.pages.merge(np.setdiff1d(wanted, private))
         if done:

@@ -1,0 +1,51 @@
+"""A scanner whose clock the tests turn, and whom it watches."""
+
+import pytest
+
+from sksm.scanner.scanner import Scanner, Target
+from tests.other.holder import Holder
+
+QUIET = 4.0
+
+
+class World:
+    """A scanner, its clock, and whom it watches."""
+
+    def __init__(self):
+        self.time = 1000.0
+        self.targets = {}
+        self.scanner = Scanner(lambda: self.targets, QUIET, lambda: self.time)
+
+    def epochs(self, count, seconds=1.0):
+        done = []
+        for _ in range(count):
+            done.append(self.scanner.epoch())
+            self.time += seconds
+        return done
+
+    def member(self, pid):
+        (found,) = (
+            group.members[pid]
+            for group in self.scanner.groups.values()
+            if pid in group.members
+        )
+        return found
+
+
+@pytest.fixture
+def world():
+    made = World()
+    yield made
+    made.scanner.close()
+
+
+@pytest.fixture
+def holder(worker, world):
+    """Give `holder(kinds)`: a process that holds these pages, watched."""
+
+    def start(kinds):
+        one = Holder(worker, kinds)
+        world.targets[one.pid] = Target()
+        return one
+
+    return start
