@@ -12,7 +12,7 @@ from kernel.building import OUR_TEST, Built
 from kernel.guest import Done
 
 ROOT = Path(__file__).parent.parent
-CONTRACT, ENGINE, DOCTOR = "contract", "engine", "doctor"
+CONTRACT, ENGINE, SCANNER, DOCTOR = "contract", "engine", "scanner", "doctor"
 # As run_vmtests.sh calls them.
 _KSM_TESTS = (
     "-H -s 100",
@@ -33,6 +33,12 @@ _HERE: tuple[str | Path, ...] = (
     sys.executable,
     "-m",
 )
+# What pytest runs there, for a reader.
+_TITLES = {
+    CONTRACT: "engine contract",
+    ENGINE: "kernel engine",
+    SCANNER: "scanner, by the call",
+}
 _PROCESSES = 250  # of the experiment: a thousand of them take too long, emulated
 _MEASURED_MIB = 64
 
@@ -80,11 +86,12 @@ def upstream(built: Built) -> Commands:
 
 
 def project() -> Commands:
-    """The project's own: every engine's contract, and the kernel engine chosen."""
+    """The project's own: every engine's contract, and the kernel engine in use."""
     pytest: list[str | Path] = [*_HERE, "pytest", *_PYTEST]
     return {
         CONTRACT: [*pytest, "tests/kernel/test_engines.py"],
         ENGINE: [*pytest, "tests/kernel/test_kernel_engine.py"],
+        SCANNER: [*pytest, "tests/scanner/test_by_call.py"],
         DOCTOR: [*_HERE, "sksm.commands.main", "doctor"],
     }
 
@@ -100,7 +107,7 @@ def measurements() -> Commands:
 
 def judge(name: str, done: Done) -> Verdict:
     """Read what a command said of itself."""
-    verdict = _pytest(done) if name in (CONTRACT, ENGINE) else _tap(done)
+    verdict = _pytest(done) if name in _TITLES else _tap(done)
     if done.status and not verdict.failed:  # it broke off
         lines = tuple(done.output.splitlines()[-5:])
         return dataclasses.replace(verdict, failed=1, complaints=lines)
@@ -111,7 +118,7 @@ def title(name: str) -> str:
     """Say what a command is, to a reader."""
     if name.startswith("ksm_tests_"):
         return f"ksm_tests {_KSM_TESTS[int(name.rpartition('_')[2])]}"
-    return {CONTRACT: "engine contract", ENGINE: "kernel engine"}.get(name, name)
+    return _TITLES.get(name, name)
 
 
 def _tap(done: Done) -> Verdict:

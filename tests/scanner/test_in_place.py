@@ -146,7 +146,7 @@ def test_if_a_stranger_comes_the_pool_takes_over(world, holder, ksmd, monkeypatc
     one, two = holder(SAME), holder(SAME)
     world.epochs(4)
     assert group_of(world, one.pid) == choice.KSM
-    monkeypatch.setattr(choice, "stranger", lambda _: "somebody else is there")
+    monkeypatch.setattr(choice, "stranger", lambda *_: "somebody else is there")
     world.epochs(10)
     assert ksmd.tasks == []
     assert group_of(world, one.pid) == group_of(world, two.pid) == choice.POOL

@@ -18,6 +18,7 @@ def world(monkeypatch):
     def make(kernel=None, by_ksm=None, doubt=None, pins=None, never=None):
         """Reasons why not; None where nothing stands against it."""
         monkeypatch.setattr(choice, "missing", lambda _: kernel)
+        monkeypatch.setattr(ksm, "untold", lambda: None)
         monkeypatch.setattr(ksm, "obstacle", lambda: by_ksm)
         monkeypatch.setattr(runtimes, "doubt", lambda _: doubt)
         monkeypatch.setattr(
@@ -25,7 +26,7 @@ def world(monkeypatch):
             "objection_to",
             lambda _, in_place=False: never or (None if in_place else pins),
         )
-        monkeypatch.setattr(choice, "stranger", lambda _: "")
+        monkeypatch.setattr(choice, "stranger", lambda *_: "")
 
     return make
 
@@ -80,8 +81,9 @@ def test_ksm_is_not_chosen_where_it_would_share_with_another_user(monkeypatch):
     """Which pages merged is a secret between users; who insists knows that."""
     me = os.getpid()
     monkeypatch.setattr(ksm, "is_marked", lambda pid: pid == me)
-    assert choice.stranger(domain.of(me).admits) == ""
-    assert choice.stranger(lambda pid: pid != me) == choice.CROSSES.format(me)
+    assert choice.stranger(domain.of(me).admits, "ksm") == ""
+    crosses = choice.CROSSES.format(me, "ksm")
+    assert choice.stranger(lambda pid: pid != me, "ksm") == crosses
 
 
 def test_memory_that_its_owner_marked_goes_to_ksm_if_it_is_safe(world, monkeypatch):
@@ -91,10 +93,26 @@ def test_memory_that_its_owner_marked_goes_to_ksm_if_it_is_safe(world, monkeypat
     world(kernel=NONE, by_ksm=NO_KSM)
     assert choice.choose(1, marked=True) == ("pool", "")
     world(kernel=NONE)
-    monkeypatch.setattr(choice, "stranger", lambda _: "somebody else")
+    monkeypatch.setattr(choice, "stranger", lambda *_: "somebody else")
     assert choice.choose(1, marked=True) == ("pool", "")
     world()
     assert choice.choose(1, marked=True) == ("kernel", "")
+
+
+def test_the_kernels_call_crosses_no_users_either(world, monkeypatch):
+    """It looks in KSM's trees, and so does whoever it would share with."""
+    world()
+    monkeypatch.setattr(choice, "stranger", lambda *_: "somebody else")
+    assert choice.choose(1) == ("pool", "")
+    assert choice.choose(1, "kernel") == ("kernel", "")
+
+
+def test_the_kernels_call_is_for_those_who_are_told_what_it_did(world, monkeypatch):
+    """Who is not root does not see which pages share a frame with others'."""
+    world()
+    monkeypatch.setattr(ksm, "untold", lambda: "secret")
+    assert choice.choose(1) == ("pool", "")
+    assert choice.choose(1, "kernel") == ("", "secret")
 
 
 def test_a_process_that_ends_meanwhile_is_no_stranger(monkeypatch):
@@ -104,4 +122,4 @@ def test_a_process_that_ends_meanwhile_is_no_stranger(monkeypatch):
         raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
 
     monkeypatch.setattr(ksm, "is_marked", gone)
-    assert choice.stranger(domain.of(os.getpid()).admits) == ""
+    assert choice.stranger(domain.of(os.getpid()).admits, "ksm") == ""

@@ -15,7 +15,7 @@ AUTO, POOL, KSM, KERNEL = "auto", "pool", "ksm", "kernel"
 IN_PLACE = frozenset({KSM, KERNEL})
 CROSSES = (
     "KSM knows no users, and would share its pages with process {} of another user: "
-    "--engine ksm does it anyway"
+    "--engine {} does it anyway"
 )
 
 
@@ -31,7 +31,8 @@ def choose(
     Args:
         pid: which.
         wanted: an engine that somebody insists on. The pool may then be used where
-            freed memory may be missed (`runtimes.doubt`), and KSM across users.
+            freed memory may be missed (`runtimes.doubt`), and KSM across users, by
+            its call or by ksmd.
         marked: rather KSM than the pool, if both are safe: its owner marked its memory
             for that.
         admits: says with which processes it may share; by default those of its domain.
@@ -48,11 +49,12 @@ def choose(
         return ("", reason) if reason else (wanted, "")
     if reason := guards.objection_to(pid, in_place=True):
         return "", reason
-    if not obstacle(KERNEL):
+    admits = admits or domain.of(pid).admits
+    if not obstacle(KERNEL) and not stranger(admits, KERNEL):
         return KERNEL, ""
     doubt = guards.objection_to(pid) or runtimes.doubt(pid)
     if doubt or marked:
-        hindrance = obstacle(KSM) or stranger(admits or domain.of(pid).admits)
+        hindrance = obstacle(KSM) or stranger(admits, KSM)
         if not hindrance:
             return KSM, ""
         if doubt:
@@ -65,12 +67,12 @@ def obstacle(engine: str) -> str | None:
     if engine == KSM:
         return ksm.obstacle()
     if engine == KERNEL:
-        return missing(Feature.MADV_MERGE)
+        return missing(Feature.MADV_MERGE) or ksm.untold()
     return None
 
 
-def stranger(admits: Callable[[int], bool]) -> str:
-    """Find a process that KSM would share pages with, and may not.
+def stranger(admits: Callable[[int], bool], engine: str) -> str:
+    """Find a process that an engine in place would share pages with, and may not.
 
     Returns:
         What is to be said of it; "" if there is none.
@@ -78,5 +80,5 @@ def stranger(admits: Callable[[int], bool]) -> str:
     for pid in psutil.pids():
         with contextlib.suppress(OSError):  # it ended
             if ksm.is_marked(pid) and not admits(pid):
-                return CROSSES.format(pid)
+                return CROSSES.format(pid, engine)
     return ""

@@ -151,9 +151,17 @@ def obstacle() -> str | None:
         return f"only root may steer ksmd ({FOLDER} is closed to you)"
     try:
         _refuse_unmerging()
-        told = pageflags.tell_ksm()
     except OSError as error:
         return error.strerror
+    return untold()
+
+
+def untold() -> str | None:
+    """Say why nobody could tell which pages KSM has merged; None if we can."""
+    try:
+        told = pageflags.tell_ksm()
+    except OSError as error:
+        return f"only root is told what KSM merged (/proc/kpageflags): {error.strerror}"
     return None if told else UNTOLD
 
 
@@ -187,7 +195,9 @@ def stat(pid: int) -> dict[str, int]:
 
 
 def is_marked(pid: int) -> bool:
-    """Say whether KSM merges memory of a process, or will when ksmd comes by.
+    """Say whether KSM knows of memory of a process, or will when ksmd comes by.
+
+    It does if some was merged, or looked at for that, or offered by MADV_MERGE.
 
     Raises:
         OSError: ENOENT, ESRCH if there is no such process; EACCES without leave to
@@ -198,7 +208,7 @@ def is_marked(pid: int) -> bool:
     found: dict[str, int] = {}
     with contextlib.suppress(FileNotFoundError):  # before Linux 6.1
         found = stat(pid)
-    if merged_in(found) or found.get("ksm_merge_any"):
+    if merged_in(found) or found.get("ksm_rmap_items") or found.get("ksm_merge_any"):
         return True
     if "ksm_mergeable" in found:  # since Linux 6.15
         return bool(found["ksm_mergeable"])

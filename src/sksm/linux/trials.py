@@ -186,7 +186,8 @@ def merge_in_kernel() -> str:
             libc.madvise(span.start, span.size, libc.MADV_MERGE)
         found = [pagemap.entries(table, span)[0] for span in (one, two)]
     frames = {int(entry & np.uint64(pagemap.ENTRY_FRAME)) for entry in found}
-    if any(entry & _ENTRY_EXCLUSIVE for entry in found) or len(frames) > 1:
+    ours = _ENTRY_EXCLUSIVE | pagemap.ENTRY_FILE  # a file's: merged by `sksm run`
+    if any(int(entry) & ours for entry in found) or len(frames) > 1:
         raise OSError(errno.EOPNOTSUPP, "the advice succeeds, but shares nothing")
     return ""
 

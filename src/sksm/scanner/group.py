@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import abc
+import sys
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
-from sksm.engines import Engine
 from sksm.holding import Prints
 from sksm.outcomes import failures_of
 from sksm.process.domain import Domain
@@ -58,8 +58,12 @@ class Group(abc.ABC):
         """Count the pages of a member that are merged."""
 
     @abc.abstractmethod
-    def _engine(self, member: Watched) -> Engine:
-        """Give what merges pages of a member."""
+    def _offer(self, member: Watched, numbers: Numbers, now: float) -> None:
+        """Merge pages of a member, ascending."""
+
+    def _room(self, member: Watched, now: float) -> int:
+        """Say how many pages of a member may be merged now."""
+        return sys.maxsize
 
     def close(self) -> None:  # noqa: B027  most hold nothing
         """Let go of what holds what they share."""
@@ -123,9 +127,11 @@ class Group(abc.ABC):
         began, offered = time.process_time(), 0
         for pid in sorted(wanted, key=lambda pid: -len(wanted[pid])):
             member = self.members[pid]
-            numbers = wanted[pid][: min(room, member.room(now))]
+            numbers = wanted[pid][: min(room, self._room(member, now))]
             if len(numbers) >= member.enough(now):
-                self._offer(member, numbers, now)
+                self._remember(member, numbers)
+                with failures_of(member.outcome):
+                    self._offer(member, numbers, now)
                 offered += len(numbers)
                 room -= len(numbers)
             if len(wanted[pid]) >= FEW_PAGES:
@@ -136,8 +142,3 @@ class Group(abc.ABC):
             rate = offered / max(time.process_time() - began, 1e-3)
             self._rate = (self._rate + rate) / 2
         return offered
-
-    def _offer(self, member: Watched, numbers: Numbers, now: float) -> None:
-        self._remember(member, numbers)
-        with failures_of(member.outcome):
-            member.share(numbers, self._engine(member), now)

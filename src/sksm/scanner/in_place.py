@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sksm.engines import Engine, choice
+from sksm.engines import choice
 from sksm.engines.kernel import KernelEngine
 from sksm.engines.ksm import Task, work
 from sksm.errors import NotToBeShared
@@ -31,11 +31,22 @@ _LEAST_SECONDS, _LONGEST_SECONDS = 0.25, 20.0  # that ksmd works at one go
 
 
 class KernelGroup(Group):
-    """Processes whose pages are merged by MADV_MERGE."""
+    """Processes whose pages are merged by MADV_MERGE.
 
-    def __init__(self, domain: Domain) -> None:
+    If it came to share them with somebody with whom they may not, they are let go.
+
+    Args:
+        domain: theirs.
+        admits: says which processes may share with them.
+    """
+
+    name = choice.KERNEL
+
+    def __init__(self, domain: Domain, admits: Callable[[int], bool]) -> None:
         super().__init__(domain)
+        self._admits = admits
         self._seed = new_seed()
+        self._offered: dict[int, Numbers] = {}  # in this merge
 
     @property
     def seed(self) -> int:
@@ -55,26 +66,49 @@ class KernelGroup(Group):
         """Count the pages of a member that are merged, as the kernel does."""
         return ksm.merged_in(_stat(member))
 
-    def _engine(self, member: Watched) -> Engine:
-        return KernelEngine()
+    def merge(self, wanted: dict[int, Numbers], seconds: float, now: float) -> int:
+        """Merge pages as others do; nothing if that might cross domains.
+
+        What is merged is seen when all of it was offered: the first of two twins is
+        when the other one comes.
+        """
+        if any(map(len, wanted.values())) and self._let_go_of_all():
+            return 0
+        self._offered.clear()
+        offered = super().merge(wanted, seconds, now)
+        for pid, numbers in self._offered.items():
+            with failures_of(self.members[pid].outcome):
+                self.members[pid].settle(numbers, done=True)
+        return offered
+
+    def _let_go_of_all(self) -> bool:
+        """Let the members go if they must not share with all whom KSM knows."""
+        reason = choice.stranger(self._admits, self.name)
+        if reason:
+            for member in self.members.values():
+                member.outcome.error = NotToBeShared(reason)
+        return bool(reason)
+
+    def _offer(self, member: Watched, numbers: Numbers, now: float) -> None:
+        self._offered[member.pid] = numbers
+        member.offer(numbers, KernelEngine(), now)
 
 
 class KsmGroup(KernelGroup):
     """Processes whose pages are merged by ksmd, when it is worth having it work.
 
-    If it came to share them with somebody with whom they may not, they are let go.
-
     Args:
-        domain: theirs.
-        admits: says which processes may share with them.
+        domain, admits: as for `KernelGroup`.
         state: where the knobs of ksmd are written down while they are borrowed.
     """
+
+    name = choice.KSM
 
     def __init__(
         self, domain: Domain, admits: Callable[[int], bool], state: Path
     ) -> None:
-        super().__init__(domain)
-        self._admits, self._state = admits, state
+        super().__init__(domain, admits)
+        self._state = state
         self._seconds_a_page = _SECONDS_A_PAGE
         self._task: Task | None = None  # that ksmd had no time to finish
         self._task_seconds = 0.0  # of ksmd, so far
@@ -89,9 +123,7 @@ class KsmGroup(KernelGroup):
         cost = seen * self._seconds_a_page
         if seconds < min(cost, _LEAST_SECONDS) or pages < self._enough(cost, now):
             return 0
-        if reason := choice.stranger(self._admits):
-            for member in self.members.values():
-                member.outcome.error = NotToBeShared(reason)
+        if self._let_go_of_all():
             return 0
         for pid, numbers in wanted.items():
             self._remember(self.members[pid], numbers)

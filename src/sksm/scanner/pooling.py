@@ -9,7 +9,6 @@ import time
 import numpy as np
 
 from sksm.daemon import client
-from sksm.engines import Engine
 from sksm.engines.pool import PoolEngine
 from sksm.holding import Prints
 from sksm.process.domain import Domain
@@ -96,8 +95,11 @@ class PoolGroup(Group):
         with self.store.lease():
             return super().merge(wanted, seconds, now)
 
-    def _engine(self, member: Watched) -> Engine:
-        return PoolEngine(self.store, member.pages.names)
+    def _offer(self, member: Watched, numbers: Numbers, now: float) -> None:
+        member.share(numbers, PoolEngine(self.store, member.pages.names), now)
+
+    def _room(self, member: Watched, now: float) -> int:
+        return member.room(now)
 
     def _note(self, prints: Prints) -> None:
         store, found = self.store, [self._pooled]

@@ -196,10 +196,11 @@ class Scanner:
     def _group(self, whose: Domain, engine: str) -> Group:
         if engine == choice.POOL:
             return PoolGroup(whose)
+        insisted = self._engine != choice.AUTO  # who does knows that KSM has no users
+        admits = (lambda _: True) if insisted else self._admits(whose)
         if engine == choice.KERNEL:
-            return KernelGroup(whose)
-        state = runtime.directory() / ksm.STATE_NAME
-        return KsmGroup(whose, self._admits(whose), state)
+            return KernelGroup(whose, admits)
+        return KsmGroup(whose, admits, runtime.directory() / ksm.STATE_NAME)
 
     def _admits(self, whose: Domain) -> Callable[[int], bool]:
         """Say of a process whether it may share in a domain.

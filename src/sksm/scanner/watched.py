@@ -193,7 +193,7 @@ class Watched:
         return max(FEW_PAGES, int(len(self._bounds) / 4 * patience))
 
     def share(self, wanted: Numbers, engine: Engine, now: float) -> MergeReport:
-        """Merge pages that have twins, ascending, at least one.
+        """Merge pages that have twins, ascending, at least one, into a pool.
 
         What does not come to be merged is left alone for a while.
         """
@@ -203,15 +203,23 @@ class Watched:
             with self._unwatched(spans):
                 report = merge_all(space, spans, engine=engine)
             self.outcome.stops += space.stops
-            if engine.in_place:
-                merged = frames.shared_pages(space, wanted).merged
-            else:
-                merged = self._in_pool(space.pagemap(), wanted)
+            merged = self._in_pool(space.pagemap(), wanted)
         self.pages.merge(wanted[merged])
         self.pages.strike(wanted[~merged])
         self._trial.merged(int(merged.sum()), now)
         self.outcome.report += report
         return report
+
+    def offer(self, wanted: Numbers, engine: Engine, now: float) -> None:
+        """Offer pages, ascending, at least one, to an engine that merges in place.
+
+        `settle` sees what came of it.
+        """
+        self._shared_at = now
+        spans = self._pieces(wanted)
+        with OtherProcess(self.pid) as space, self._unwatched(spans):
+            self.outcome.report += merge_all(space, spans, engine=engine)
+            self.outcome.stops += space.stops
 
     def mark(self, numbers: Numbers) -> None:
         """Mark for KSM what is around pages, by blocks of 2 MiB, unless it is."""
@@ -233,11 +241,11 @@ class Watched:
         self._marked = np.union1d(self._marked, new)
 
     def settle(self, wanted: Numbers, *, done: bool) -> None:
-        """See which pages ksmd has merged, of those that were worth it, ascending.
+        """See which pages were merged in place, of those that were worth it, ascending.
 
         Args:
             wanted: those.
-            done: it has looked at all of them. What it did not merge then is left
+            done: KSM has looked at all of them. What it did not merge then is left
                 alone for a while.
         """
         # A page that was replaced looks written to, too. It is one of these first, or
