@@ -1,18 +1,16 @@
 """What every engine keeps, on all of them that are here. Frames are the oracle."""
 
 import os
-import types
 
 import numpy as np
 import pytest
 
 from sksm.engines.kernel import KernelEngine
-from sksm.engines.ksm import KsmEngine
+from sksm.engines.ksm import KsmEngine, Task, work
 from sksm.engines.pool import PoolEngine
 from sksm.linux import ksm, libc
 from sksm.linux.features import Feature, missing
 from sksm.pipeline import merge_all
-from sksm.process import DONE
 from sksm.process.local import ThisProcess
 from sksm.report import OUTCOMES
 from sksm.spans import PAGE_SIZE
@@ -23,6 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not ksm.FOLDER.exists(), reason="the kernel has no KSM"),
 ]
 PAGES = 64
+ALL_THERE_IS = 1 << 30  # pages for ksmd to merge: until it finds no more
 
 
 class Emulated(ThisProcess):
@@ -34,10 +33,9 @@ class Emulated(ThisProcess):
 
     def advise(self, spans, advice):
         assert advice == libc.MADV_MERGE
-        engine = KsmEngine(self._state)
-        engine.share(ThisProcess(), types.SimpleNamespace(spans=spans))
-        engine.finish()
-        return [DONE] * len(spans)
+        verdicts = super().advise(spans, libc.MADV_MERGEABLE)
+        work(self._state, Task({self.pid}, ALL_THERE_IS), 20.0)
+        return verdicts
 
 
 @pytest.fixture(params=["pool", "ksm", "kernel", "kernel, emulated"])
