@@ -164,6 +164,18 @@ def no_ksm(monkeypatch):
 
 
 @pytest.fixture
+def ksmd_rests():
+    """Stop ksmd where somebody has it run: it would merge again what is looked at."""
+    run = ksm.FOLDER / "run"
+    works = run.exists() and os.access(run, os.W_OK) and run.read_text() == "1\n"
+    if works:
+        run.write_text("0")
+    yield
+    if works:
+        run.write_text("1")
+
+
+@pytest.fixture
 def foreign():
     """The pid of a program that is root's, and neither ours nor above us."""
     if os.geteuid() == 0:

@@ -18,6 +18,7 @@ from tests.conftest import frames
 
 pytestmark = [
     pytest.mark.root,
+    pytest.mark.usefixtures("ksmd_rests"),
     pytest.mark.skipif(not ksm.FOLDER.exists(), reason="the kernel has no KSM"),
 ]
 PAGES = 64

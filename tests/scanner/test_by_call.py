@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.needs(
         Feature.USERFAULTFD_WP_ASYNC, Feature.PTRACE_SEIZE, Feature.PIDFD_GETFD
     ),
-    pytest.mark.usefixtures("runtime"),
+    pytest.mark.usefixtures("runtime", "ksmd_rests"),
     pytest.mark.skipif(not ksm.FOLDER.exists(), reason="the kernel has no KSM"),
 ]
 
