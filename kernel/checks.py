@@ -23,6 +23,7 @@ _KSM_TESTS = (
     "-Z -p 10 -z 1",
 )
 _PYTEST = ("-p", "no:cacheprovider", "-p", "no:randomly", "-q", "--timeout", "600")
+_REAL = ("-k", "not emulated")  # here is what other kernels emulate
 
 # A module of this checkout, by this Python.
 _HERE: tuple[str | Path, ...] = (
@@ -87,7 +88,7 @@ def upstream(built: Built) -> Commands:
 
 def project() -> Commands:
     """The project's own: every engine's contract, and the kernel engine in use."""
-    pytest: list[str | Path] = [*_HERE, "pytest", *_PYTEST]
+    pytest: list[str | Path] = [*_HERE, "pytest", *_PYTEST, *_REAL]
     return {
         CONTRACT: [*pytest, "tests/kernel/test_engines.py"],
         ENGINE: [*pytest, "tests/kernel/test_kernel_engine.py"],
