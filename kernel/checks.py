@@ -24,6 +24,7 @@ _KSM_TESTS = (
 )
 _PYTEST = ("-p", "no:cacheprovider", "-p", "no:randomly", "-q", "--timeout", "600")
 _REAL = ("-k", "not emulated")  # here is what other kernels emulate
+_BY_CALL = ("-k", "kernel and not emulated")  # and not by ksmd: it takes long enough
 
 # A module of this checkout, by this Python.
 _HERE: tuple[str | Path, ...] = (
@@ -38,7 +39,7 @@ _HERE: tuple[str | Path, ...] = (
 _TITLES = {
     CONTRACT: "engine contract",
     ENGINE: "kernel engine",
-    SCANNER: "scanner, by the call",
+    SCANNER: "scanner, in place",
 }
 _PROCESSES = 250  # of the experiment: a thousand of them take too long, emulated
 _MEASURED_MIB = 64
@@ -92,7 +93,7 @@ def project() -> Commands:
     return {
         CONTRACT: [*pytest, "tests/kernel/test_engines.py"],
         ENGINE: [*pytest, "tests/kernel/test_kernel_engine.py"],
-        SCANNER: [*pytest, "tests/scanner/test_by_call.py"],
+        SCANNER: [*pytest, *_BY_CALL, "tests/scanner/test_in_place.py"],
         DOCTOR: [*_HERE, "sksm.commands.main", "doctor"],
     }
 

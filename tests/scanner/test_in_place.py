@@ -1,21 +1,17 @@
-"""Watched processes that ksmd merges, and when it is set to work."""
-
-import subprocess
+"""Watched processes whose pages the kernel merges: by MADV_MERGE, or by ksmd."""
 
 import pytest
 
-from sksm.engines import choice, frames
+from sksm.engines import choice, frames, kernel
+from sksm.engines.ksm import Task, work
 from sksm.linux import ksm, libc
-from sksm.linux.features import Feature
-from sksm.process import pages_of
+from sksm.linux.features import Feature, missing
+from sksm.process import DONE, pages_of
 from sksm.process.other import OtherProcess
+from sksm.report import MergeReport
 from sksm.scanner import in_place
-from sksm.scanner.scanner import Target
-from sksm.scanner.watched import FEW_PAGES
+from sksm.scanner.watched import Watched
 from sksm.spans import PAGE_SIZE, Span
-from tests.commands.conftest import PROGRAM
-from tests.conftest import poll
-from tests.other.holder import Holder
 from tests.scanner.test_scanner import SAME, inside
 
 pytestmark = [
@@ -26,80 +22,123 @@ pytestmark = [
     pytest.mark.usefixtures("runtime", "ksmd_rests"),
     pytest.mark.skipif(not ksm.FOLDER.exists(), reason="the kernel has no KSM"),
 ]
+EMULATED = "emulated"  # MADV_MERGE, by ksmd
 
 
-@pytest.fixture
-def world(world, monkeypatch):
-    """A scanner that thinks little of ksmd's time."""
-    if reason := ksm.obstacle():
+@pytest.fixture(params=[choice.KSM, choice.KERNEL, EMULATED], autouse=True)
+def way(request, monkeypatch, tmp_path):
+    """How pages are merged; gives the engine that the scanner takes for it."""
+    if request.param == choice.KERNEL:
+        reason = missing(Feature.MADV_MERGE) or ksm.untold()
+    else:
+        reason = ksm.obstacle()
+    if reason:
         pytest.skip(reason)
+    if request.param == choice.KSM:
+        cheap(monkeypatch)
+        return choice.KSM
+    if request.param == EMULATED:
+        emulate(monkeypatch, tmp_path / ksm.STATE_NAME)
+    return choice.KERNEL
+
+
+def cheap(monkeypatch):
+    """Have the scanner think little of ksmd's time."""
     monkeypatch.setattr(in_place, "_PAGES_A_SECOND", 1.0)
-    return world
+
+
+def emulate(monkeypatch, state):
+    """Make a kernel with MADV_MERGE of this one, as far as the scanner sees."""
+    marked = set()
+
+    class Emulated(kernel.KernelEngine):
+        def share(self, space, batch):
+            assert set(space.advise(batch.spans, libc.MADV_MERGEABLE)) == {DONE}
+            marked.add(space.pid)
+            return MergeReport()
+
+    def settle(member, numbers, *, done):
+        work(state, Task(marked, 1 << 30), 20.0)
+        settled(member, numbers, done=done)
+
+    settled = Watched.settle
+    monkeypatch.setattr(Watched, "settle", settle)
+    real = choice.obstacle
+    monkeypatch.setattr(
+        choice, "obstacle", lambda name: None if name == choice.KERNEL else real(name)
+    )
+    monkeypatch.setattr(in_place, "KernelEngine", Emulated)
 
 
 @pytest.fixture
-def holder(holder):
-    """Give `holder(kinds)`: a process that marked these pages for KSM, watched."""
+def holder(holder, way):
+    """Give `holder(kinds)`: a process that holds these pages for its way, watched."""
 
     def start(kinds):
         one = holder(kinds)
-        with OtherProcess(one.pid) as space:
-            assert space.advise([one.span], libc.MADV_MERGEABLE) == [0]
-        return one
+        return marked(one) if way == choice.KSM else one
 
     return start
 
 
-class Ksmd:
-    """What it was set to do. It does nothing."""
-
-    def __init__(self):
-        self.tasks = []
-        self.comes_to_the_end = True
-
-    def work(self, _state, task, _seconds):
-        self.tasks.append(task)
-        return self.comes_to_the_end
-
-
-@pytest.fixture
-def ksmd(monkeypatch):
-    """A ksmd that only takes notes."""
-    found = Ksmd()
-    monkeypatch.setattr(in_place, "work", found.work)
-    return found
+def marked(holder):
+    """Mark the pages of a process for KSM."""
+    with OtherProcess(holder.pid) as space:
+        assert space.advise([holder.span], libc.MADV_MERGEABLE) == [DONE]
+    return holder
 
 
 def shared(pid, span):
     """Count the pages that KSM has merged."""
     with OtherProcess(pid) as space:
-        found = frames.shared_pages(space, pages_of([span]))
-    return int(found.shared.sum() + found.zero.sum())
+        return int(frames.shared_pages(space, pages_of([span])).merged.sum())
+
+
+def mappings_of(holder):
+    """Count those that its pages lie in."""
+    with OtherProcess(holder.pid) as space:
+        return space.count_mappings(holder.span)
 
 
 def group_of(world, pid):
+    """Say by which engine a process is merged."""
     (found,) = (key for key, one in world.scanner.groups.items() if pid in one.members)
     return found[1]
 
 
-def test_memory_that_is_marked_for_ksm_is_merged_by_ksmd(world, holder):
-    """With as many mappings as before, and every knob as it was."""
-    knobs = ksm._knobs()
+def test_twins_are_merged_where_they_are(world, holder, way):
+    """And zeros; what has no twin is left alone. Not before it is quiet."""
     one, two = holder([*SAME, 0, *range(200, 300)]), holder([*SAME, *range(300, 400)])
     sums = one.ask("sum"), two.ask("sum")
-    with OtherProcess(one.pid) as space:
-        mappings = space.count_mappings(one.span)
     world.epochs(4)
     assert shared(one.pid, one.span) == 0
     world.epochs(3)
-    assert group_of(world, one.pid) == group_of(world, two.pid) == choice.KSM
+    assert group_of(world, one.pid) == group_of(world, two.pid) == way
     assert shared(one.pid, inside(one)) == shared(two.pid, inside(two)) == 100
     assert shared(one.pid, one.span) == 101
     assert world.member(one.pid).pages.merged() >= 101
     assert (one.ask("sum"), two.ask("sum")) == sums
-    assert ksm._knobs() == knobs
-    with OtherProcess(one.pid) as space:
-        assert space.count_mappings(one.span) == mappings
+
+
+@pytest.mark.parametrize("way", [choice.KSM, choice.KERNEL], indirect=True)
+def test_no_mapping_is_split(world, holder):
+    """Where only part of it has twins. (Emulated, the marks do.)"""
+    one, two = holder([*SAME, *range(200, 300)]), holder([*SAME, *range(300, 400)])
+    before = mappings_of(one), mappings_of(two)
+    world.epochs(7)
+    assert shared(one.pid, one.span) == 100
+    assert (mappings_of(one), mappings_of(two)) == before
+
+
+def test_what_it_gained_is_told(world, holder):
+    """As the kernel counts it."""
+    crew = [holder(SAME) for _ in range(3)]
+    world.epochs(7)
+    (group,) = world.scanner.groups.values()
+    for one in crew:
+        assert group.merged_pages(world.member(one.pid)) == ksm.merged_pages(one.pid)
+        assert ksm.merged_pages(one.pid) >= 100
+    assert group.shared_bytes >= 100 * PAGE_SIZE
 
 
 def test_a_write_unmerges_and_is_seen(world, holder):
@@ -116,22 +155,6 @@ def test_a_write_unmerges_and_is_seen(world, holder):
     assert shared(two.pid, inside(two)) == 100
 
 
-def test_memory_that_nobody_marked_is_marked_where_it_has_twins(worker, world):
-    """When somebody insists on ksmd: as where the pool is not safe."""
-    world.scanner.merge_by(choice.KSM)
-    one = Holder(worker, [*SAME, *[None] * 2048, *range(200, 210)])
-    two = Holder(worker, SAME)
-    world.targets[one.pid] = Target()
-    world.targets[two.pid] = Target()
-    world.epochs(7)
-    assert shared(one.pid, inside(one)) == shared(two.pid, inside(two)) == 100
-    end = Span(one.span.stop - 3 * PAGE_SIZE, one.span.stop)
-    with OtherProcess(one.pid) as space:
-        found = space.mappings(Span(one.span.start, one.span.start + PAGE_SIZE))
-        assert ksm.MARK in found[0].flags
-        assert all(ksm.MARK not in each.flags for each in space.mappings(end))
-
-
 def test_who_comes_later_is_merged_with_what_is_merged(world, holder):
     """Nothing else is equal to its pages that is not merged."""
     _ = holder(SAME), holder(SAME)
@@ -141,71 +164,26 @@ def test_who_comes_later_is_merged_with_what_is_merged(world, holder):
     assert shared(three.pid, inside(three)) == 100
 
 
-def test_if_a_stranger_comes_the_pool_takes_over(world, holder, ksmd, monkeypatch):
-    """ksmd would share with him, too: nobody tells it to."""
+def test_if_a_stranger_comes_the_pool_takes_over(world, holder, way, monkeypatch):
+    """KSM would share with him, too: nobody tells it not to."""
     one, two = holder(SAME), holder(SAME)
     world.epochs(4)
-    assert group_of(world, one.pid) == choice.KSM
+    assert group_of(world, one.pid) == way
     monkeypatch.setattr(choice, "stranger", lambda *_: "somebody else is there")
     world.epochs(10)
-    assert ksmd.tasks == []
+    assert shared(one.pid, one.span) == 0
     assert group_of(world, one.pid) == group_of(world, two.pid) == choice.POOL
     assert world.member(one.pid).pages.merged() >= 100
     assert world.scanner.refused == {}
 
 
-def test_what_ksmd_has_no_time_for_is_gone_on_with(world, holder, ksmd):
-    """The same task, until it is done; then what is left is left alone for a while."""
-    _ = holder(SAME), holder(SAME)
-    ksmd.comes_to_the_end = False
-    world.epochs(8)
-    assert len(ksmd.tasks) > 1
-    assert all(task is ksmd.tasks[0] for task in ksmd.tasks)
-    ksmd.comes_to_the_end = True
-    world.epochs(1)
-    count = len(ksmd.tasks)
-    world.epochs(3)
-    assert len(ksmd.tasks) == count
-    world.epochs(10)
-    assert ksmd.tasks[-1] is not ksmd.tasks[0]
-
-
-def test_few_pages_wait_until_it_is_worth_it_but_not_for_ever(
-    world, holder, ksmd, monkeypatch
-):
-    """Unless ksmd worked long ago."""
-    _ = holder(SAME), holder(SAME)
+def test_who_insists_shares_with_strangers(world, holder, way, monkeypatch):
+    """That KSM knows no users is known to who asks for it by name."""
+    world.scanner.merge_by(way)
+    monkeypatch.setattr(
+        choice, "stranger", lambda admits, _: "" if admits(1) else "somebody else"
+    )
+    one, two = holder(SAME), holder(SAME)
     world.epochs(7)
-    assert len(ksmd.tasks) == 1
-    (group,) = world.scanner.groups.values()
-    group._seconds_a_page = 1e-3
-    monkeypatch.setattr(in_place, "_PAGES_A_SECOND", 1000.0)
-    some = [*range(500, 500 + FEW_PAGES)]
-    _ = holder(some), holder(some)
-    world.epochs(10)
-    assert len(ksmd.tasks) == 1
-    world.epochs(10, seconds=15.0)
-    assert len(ksmd.tasks) > 1
-
-
-def test_whoever_is_killed_while_ksmd_works_leaves_all_right(worker, runtime):
-    """Programs have their bytes; the next command gives ksmd's knobs back."""
-    if reason := ksm.obstacle():
-        pytest.skip(reason)
-    knobs = ksm._knobs()
-    crew = [Holder(worker, [*range(1, 20_000)]) for _ in range(2)]
-    sums = [one.ask("sum") for one in crew]
-    for one in crew:
-        with OtherProcess(one.pid) as space:
-            assert space.advise([one.span], libc.MADV_MERGEABLE) == [0]
-    named = [word for one in crew for word in ("--pid", str(one.pid))]
-    command = [*PROGRAM, "watch", "--json", "--quiet-for", "1", "--cpu", "100", *named]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as scanner:
-        poll(lambda: ksm.figures()["run"] == 1)
-        scanner.kill()
-    assert ksm.figures()["run"] == 1
-    assert [one.ask("sum") for one in crew] == sums
-    said = subprocess.run([*PROGRAM, "stat"], capture_output=True, text=True)
-    assert "gave back the settings of ksmd" in said.stderr
-    assert ksm._knobs() == knobs
-    assert [one.ask("sum") for one in crew] == sums
+    assert group_of(world, one.pid) == way
+    assert shared(one.pid, inside(one)) == shared(two.pid, inside(two)) == 100
