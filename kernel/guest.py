@@ -20,7 +20,7 @@ from bench.results import Wrong
 
 from kernel.building import HERE
 
-MEMORY_MIB = 2048
+MEMORY_MIB = 2048  # enough for tests
 # With more (-cpu max, AVX) the contract of the pool failed under QEMU 7.2: pages
 # counted as changed. On this one it holds.
 _PROCESSOR = "Nehalem"
@@ -67,6 +67,7 @@ def visit(
     found: Packages,
     *,
     seconds: float,
+    memory_mib: int = MEMORY_MIB,
 ) -> Visit:
     """Boot a kernel, run commands there as root, in their order, and shut it down.
 
@@ -75,6 +76,7 @@ def visit(
         commands: what to run, by name.
         found: where QEMU is.
         seconds: how long all of it may take.
+        memory_mib: how much memory the guest has.
 
     Raises:
         Wrong: the guest did not end by itself, or a command is without a result.
@@ -87,7 +89,7 @@ def visit(
             for name, words in commands.items()
         ]
         (shared / "work").write_text("".join(lines))
-        ended = _boot(image, shared, found, seconds)
+        ended = _run(_qemu(image, shared, found, memory_mib), found, seconds)
         log = (shared / "log").read_text(errors="replace")
         done = {
             name: Done(int(status.read_text()), output.read_text(errors="replace"))
@@ -102,18 +104,24 @@ def visit(
     return Visit(done, log)
 
 
-def _boot(image: Path, shared: Path, found: Packages, seconds: float) -> str:
-    """Run QEMU until the guest has ended; says how that was."""
+def _qemu(
+    image: Path, shared: Path, found: Packages, memory_mib: int
+) -> list[str | Path]:
+    """Give the command that boots a kernel."""
     command: list[str | Path] = [found.file("usr/bin/qemu-system-x86_64")]
     for name in ("seabios", "qemu"):
         command += ["-L", found.file(f"usr/share/{name}")]
     command += ["-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none"]
     command += ["-accel", "tcg,thread=multi", "-cpu", _PROCESSOR, "-smp", "2"]
-    command += ["-m", str(MEMORY_MIB), "-kernel", image]
+    command += ["-m", str(memory_mib), "-kernel", image]
     command += ["-append", f"{_KERNEL_LINE} init={HERE / 'guest/init'}"]
     command += _folder("host", Path("/"), ",readonly=on")
     command += _folder("shared", shared)
-    command += ["-serial", f"file:{shared / 'log'}"]
+    return [*command, "-serial", f"file:{shared / 'log'}"]
+
+
+def _run(command: list[str | Path], found: Packages, seconds: float) -> str:
+    """Run QEMU until the guest has ended; says how that was."""
     bound = ["setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", "10", *command]
     try:
         ended = subprocess.run(
