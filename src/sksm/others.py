@@ -229,7 +229,8 @@ class _Crew:
         return KsmEngine(runtime.directory() / ksm.STATE_NAME, wanted=wanted)
 
     def _finish(self, engine: Engine) -> None:
-        tell = self._step("ksmd works", 1.0)
+        work = "ksmd works" if engine.name == choice.KSM else "counting what was merged"
+        tell = self._step(work, 1.0)
         try:
             for pid, report in engine.finish().items():
                 self._outcomes[pid].report += report

@@ -64,18 +64,36 @@ def advise(
     return Offered(space, numbers[left & (verdicts == DONE)])
 
 
-def tally(offered: Sequence[Offered]) -> list[tuple[MergeReport, int]]:
+def outcomes(offered: Sequence[Offered], obstacle: str = "") -> dict[int, MergeReport]:
+    """Say what became of pages that were offered, by process.
+
+    Args:
+        offered: all that were offered to be merged with each other.
+        obstacle: why those are not merged that could be; "": they have no twin.
+    """
+    reports: dict[int, MergeReport] = {}
+    for one, (merged, rest) in zip(offered, _tally(offered), strict=True):
+        report = reports.setdefault(one.space.pid, MergeReport())
+        report += merged
+        if obstacle:
+            report.refuse(obstacle, rest)
+        else:
+            report.add(unique=rest)
+    return reports
+
+
+def _tally(offered: Sequence[Offered]) -> list[tuple[MergeReport, int]]:
     """Count what is merged of pages that were not; and how many still are not.
 
     Of the pages that came to share a frame, one is the frame's own, unless others
     than these share it: then it was there before.
     """
     now = [shared_pages(one.space, one.numbers) for one in offered]
-    everything = [found.frames[found.shared] for found in now]
+    everything = [np.empty(0, np.uint64), *(one.frames[one.shared] for one in now)]
     frames, counts = np.unique(np.concatenate(everything), return_counts=True)
     ours = set(frames[pageflags.counts(frames) <= counts.astype(np.uint64)].tolist())
     told = []
-    for found, mine in zip(now, everything, strict=True):
+    for found, mine in zip(now, everything[1:], strict=True):
         kept = ours & set(mine.tolist())
         ours -= kept
         report = MergeReport()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sksm.engines import frames
+from sksm.engines.frames import Offered
 from sksm.linux import libc
 from sksm.pages import PageBatch
 from sksm.process import AddressSpace
@@ -10,24 +11,28 @@ from sksm.report import MergeReport
 
 
 class KernelEngine:
-    """Offers pages by MADV_MERGE; what became of them is read from their frames.
+    """Offers pages by MADV_MERGE. One for all processes merged with each other.
 
-    As root only: nobody else is told.
+    What became of pages is read from their frames, as root: nobody else is told.
     """
 
     name = "kernel"
     in_place = True
     pool = None
 
+    def __init__(self) -> None:
+        self._offered: list[Offered] = []
+
     def share(self, space: AddressSpace, batch: PageBatch) -> MergeReport:
-        """Merge each page of `batch` with its twin, if the kernel knows one."""
+        """Merge each page of `batch` with its twin, if the kernel knows one.
+
+        If not, it is merged when its twin is offered. So pages are counted in the end.
+        """
         report = MergeReport()
-        offered = frames.advise(space, batch, libc.MADV_MERGE, report)
-        ((merged, rest),) = frames.tally([offered])
-        report += merged
-        report.add(unique=rest)
+        self._offered.append(frames.advise(space, batch, libc.MADV_MERGE, report))
         return report
 
     def finish(self) -> dict[int, MergeReport]:
-        """Nothing is ever put off."""
-        return {}
+        """Tell what became of all that was offered."""
+        offered, self._offered = self._offered, []
+        return frames.outcomes(offered)

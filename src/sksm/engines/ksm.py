@@ -72,15 +72,7 @@ class KsmEngine:
         seconds = self._seconds or _LEAST_SECONDS + _SECONDS_A_PAGE * pages
         task = Task(pids, min(pages, self._wanted or pages))
         done = work(self._state, task, seconds)
-        reports: dict[int, MergeReport] = {}
-        for one, (merged, rest) in zip(marked, frames.tally(marked), strict=True):
-            report = reports.setdefault(one.space.pid, MergeReport())
-            report += merged
-            if done:
-                report.add(unique=rest)
-            else:
-                report.refuse(UNFINISHED, rest)
-        return reports
+        return frames.outcomes(marked, "" if done else UNFINISHED)
 
 
 @dataclasses.dataclass(slots=True)
