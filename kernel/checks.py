@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kernel.building import OUR_TEST, Built
+from kernel.building import OUR_TEST, SELF_TESTS, Built
 from kernel.guest import Done
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +84,11 @@ def upstream(built: Built) -> Commands:
     for number, words in enumerate(_KSM_TESTS):
         commands[f"ksm_tests_{number}"] = [folder / "ksm_tests", *words.split()]
     return commands
+
+
+def is_upstream(name: str) -> bool:
+    """Say whether a command is one of KSM's own self-tests."""
+    return name.startswith(SELF_TESTS)
 
 
 def project() -> Commands:
