@@ -111,7 +111,16 @@ def _qemu(
     command: list[str | Path] = [found.file("usr/bin/qemu-system-x86_64")]
     for name in ("seabios", "qemu"):
         command += ["-L", found.file(f"usr/share/{name}")]
-    command += ["-machine", "q35", "-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none"]
+    command += [
+        "-machine",
+        "q35",
+        "-nodefaults",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-monitor",
+        "none",
+    ]
     command += ["-accel", "tcg,thread=multi", "-cpu", _PROCESSOR, "-smp", "2"]
     command += ["-m", str(memory_mib), "-kernel", image]
     command += ["-append", f"{_KERNEL_LINE} init={HERE / 'guest/init'}"]
