@@ -25,7 +25,12 @@ _KSM_TESTS = (
 # -U looks at what the scan under way leaves when it ends, which may have passed the
 # pages before they were written: on a busy machine it fails one time in four, with the
 # patches or without. The last time counts.
-_TRIES = ("sh", "-c", 'for _ in 1 2 3 4 5; do "$@" && exit; done; exit 1', "tries")
+_TRIES: tuple[str | Path, ...] = (
+    "sh",
+    "-c",
+    'for _ in 1 2 3 4 5; do "$@" && exit; done; exit 1',
+    "tries",
+)
 
 _PYTEST = ("-p", "no:cacheprovider", "-p", "no:randomly", "-q", "--timeout", "600")
 _REAL = ("-k", "not emulated")  # here is what other kernels emulate
@@ -87,7 +92,7 @@ def upstream(built: Built) -> Commands:
     folder = built.folder
     commands: Commands = {"ksm_functional_tests": [folder / "ksm_functional_tests"]}
     for number, words in enumerate(_KSM_TESTS):
-        command = [*_TRIES, folder / "ksm_tests", *words.split()]
+        command = (*_TRIES, folder / "ksm_tests", *words.split())
         commands[f"ksm_tests_{number}"] = command
     return commands
 
