@@ -7,6 +7,7 @@ way. It fails if a way did not merge all of the data, or changed it.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,27 +25,51 @@ ROUNDS = 3
 
 
 def main() -> None:
-    """Measure the ways in turns, each time on new pages."""
+    """Measure the ways in turns, each time on new pages.
+
+    Each in a process of its own: KSM counts what another way left behind in it.
+    """
+    size, *rest = sys.argv[1:]
+    if rest:
+        way, seed = rest
+        contents = memory.buffer(int(size) << 20)
+        memory.fill(contents, int(seed))
+        json.dump(WAYS[way](contents), sys.stdout)
+        return
     found: dict[str, list[float]] = {}
-    size = int(sys.argv[1]) << 20
-    for seed in range(ROUNDS):
-        contents = memory.buffer(size)
-        memory.fill(contents, seed)
-        seconds = {
-            **_one_after_the_other("MADV_MERGE", _offer, contents),
-            **_one_after_the_other("pool", sksm.merge, contents),
-        }
-        with ksmd.borrowed() as without:
-            if without:
-                raise Wrong(f"ksmd: {without}")
-            seconds["ksmd wide open, both"] = ksmd.merge(contents).seconds
-        for name, value in seconds.items():
-            found.setdefault(name, []).append(value)
+    for seed in map(str, range(ROUNDS)):
+        for way in WAYS:
+            again = [sys.executable, "-m", "kernel.measuring", size, way, seed]
+            told = json.loads(subprocess.check_output(again))
+            for name, seconds in told.items():
+                found.setdefault(f"{way}, {name}", []).append(seconds)
     json.dump(found, sys.stdout)
 
 
+def _by_call(contents: Words) -> dict[str, float]:
+    return _one_after_the_other(_offer, contents)
+
+
+def _by_pool(contents: Words) -> dict[str, float]:
+    return _one_after_the_other(sksm.merge, contents)
+
+
+def _by_ksmd(contents: Words) -> dict[str, float]:
+    with ksmd.borrowed() as without:
+        if without:
+            raise Wrong(f"ksmd: {without}")
+        return {"both": ksmd.merge(contents).seconds}
+
+
+WAYS: dict[str, Callable[[Words], dict[str, float]]] = {
+    "MADV_MERGE": _by_call,
+    "pool": _by_pool,
+    "ksmd wide open": _by_ksmd,
+}
+
+
 def _one_after_the_other(
-    name: str, merge: Callable[[Words], object], contents: Words
+    merge: Callable[[Words], object], contents: Words
 ) -> dict[str, float]:
     """Merge two equal buffers: what is new first, then its copy."""
     one, two = (memory.buffer(contents.nbytes) for _ in range(2))
@@ -55,10 +80,10 @@ def _one_after_the_other(
         merge(each)
         seconds.append(time.perf_counter() - started)
     if _sharing(one, two) < 0.999 * memory.pages(contents):
-        raise Wrong(f"{name} left pages unmerged")
+        raise Wrong("pages were left unmerged")
     if not ((one == contents).all() and (two == contents).all()):
-        raise Wrong(f"{name} changed what was there")
-    return {f"{name}, new": seconds[0], f"{name}, a copy": seconds[1]}
+        raise Wrong("what was there was changed")
+    return {"new": seconds[0], "a copy": seconds[1]}
 
 
 def _offer(words: Words) -> None:
