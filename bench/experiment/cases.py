@@ -139,13 +139,20 @@ def _started(name: str, library: Path, count: int) -> Iterator[Callable[[], bool
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End all that was started, and wait until its memory is given back."""
-    everyone = psutil.Process(process.pid).children(recursive=True)
+    everyone = [one for one in psutil.process_iter() if _session(one) == process.pid]
     for one in everyone:
         with contextlib.suppress(psutil.NoSuchProcess):
             if one.name() == "sleep":
                 one.send_signal(signal.SIGTERM)
-    psutil.wait_procs(everyone, timeout=60)
     process.wait(60)
+    psutil.wait_procs(everyone, timeout=60)
+
+
+def _session(one: psutil.Process) -> int:
+    try:
+        return os.getsid(one.pid)
+    except ProcessLookupError:
+        return 0
 
 
 def _let_ksmd_work(name: str, look: Callable[[], None]) -> float:
