@@ -51,6 +51,8 @@ def main(
                     case = cases.measure(name, library, processes, status.update)
                 found.append(case)
         except Wrong as error:
+            if found:  # it may have taken long
+                console.print(_table(found, processes))
             sys.exit(f"experiment: {error}")
     console.print(_table(found, processes))
     if target:

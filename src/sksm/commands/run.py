@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 
 import click
 
@@ -65,11 +66,11 @@ def _set_memory_merge() -> None:
             f"the kernel cannot merge all memory of a process: {error.strerror} "
             "(CONFIG_KSM, Linux 6.4)"
         ) from error
-    kept = ["cat", "/proc/self/ksm_stat"]  # found by trying: another program has it too
-    if (
-        "ksm_merge_any: yes"
-        not in subprocess.run(kept, capture_output=True, text=True, check=False).stdout
-    ):
+    # Another program is asked, since that is what is to be known, and not ksm_stat,
+    # which tells it since Linux 6.15 only.
+    number = libc.PR_GET_MEMORY_MERGE
+    has_it = f"import ctypes; exit(ctypes.CDLL(None).prctl({number}, 0, 0, 0, 0) != 1)"
+    if subprocess.run([sys.executable, "-Ic", has_it], check=False).returncode:
         raise Unsupported(
             "this kernel forgets it when a program is executed (Linux 6.7 does not)"
         )

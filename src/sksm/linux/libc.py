@@ -30,7 +30,7 @@ MS_INVALIDATE = 2
 MADV_MERGE = 26  # proposed in 2025; EINVAL on stock kernels
 PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
-PR_SET_MEMORY_MERGE = 67  # since 6.4
+PR_SET_MEMORY_MERGE, PR_GET_MEMORY_MERGE = 67, 68  # since 6.4
 PR_SET_PTRACER = 0x59616D61
 
 # Numbers of the generic table (arm64) and of x86-64 differ; libc hides them for
