@@ -23,6 +23,7 @@ pytestmark = [
 ]
 PAGES = 64
 ALL_THERE_IS = 1 << 30  # pages for ksmd to merge: until it finds no more
+PATIENCE = 60.0  # seconds that ksmd gets on a busy machine
 
 
 class Emulated(ThisProcess):
@@ -49,7 +50,7 @@ def merge(request, here, tmp_path):
     def run(*areas):
         engine = {
             "pool": lambda: PoolEngine(here),
-            "ksm": lambda: KsmEngine(state),
+            "ksm": lambda: KsmEngine(state, PATIENCE),
         }.get(name, KernelEngine)()
         emulated = name.endswith("emulated")
         spans = sorted((area.span for area in areas), key=lambda span: span.start)
