@@ -104,10 +104,10 @@ def is_upstream(name: str) -> bool:
 
 def project() -> Commands:
     """The project's own: every engine's contract, and the kernel engine in use."""
-    pytest: list[str | Path] = [*_HERE, "pytest", *_PYTEST, *_REAL]
+    pytest: list[str | Path] = [*_HERE, "pytest", *_PYTEST]
     return {
-        CONTRACT: [*pytest, "tests/kernel/test_engines.py"],
-        ENGINE: [*pytest, "tests/kernel/test_kernel_engine.py"],
+        CONTRACT: [*pytest, *_REAL, "tests/kernel/test_engines.py"],
+        ENGINE: [*pytest, *_REAL, "tests/kernel/test_kernel_engine.py"],
         SCANNER: [*pytest, *_BY_CALL, "tests/scanner/test_in_place.py"],
         DOCTOR: [*_HERE, "sksm.commands.main", "doctor"],
     }

@@ -2,10 +2,23 @@
 
 import pytest
 
+from sksm.linux import ksm
+from sksm.linux.features import Feature
 from sksm.scanner.scanner import Scanner, Target
 from tests.other.holder import Holder
 
 QUIET = 4.0
+
+# Marks of tests that watch processes; and of those in which the kernel merges them.
+WATCHING = pytest.mark.needs(
+    Feature.USERFAULTFD_WP_ASYNC, Feature.PTRACE_SEIZE, Feature.PIDFD_GETFD
+)
+IN_PLACE = [
+    pytest.mark.root,
+    WATCHING,
+    pytest.mark.usefixtures("runtime", "ksmd_rests"),
+    pytest.mark.skipif(not ksm.FOLDER.exists(), reason="the kernel has no KSM"),
+]
 
 
 class World:

@@ -6,7 +6,6 @@ import pytest
 
 from sksm.engines import choice
 from sksm.linux import ksm
-from sksm.linux.features import Feature
 from sksm.process.other import OtherProcess
 from sksm.scanner import in_place
 from sksm.scanner.scanner import Target
@@ -15,17 +14,11 @@ from sksm.spans import PAGE_SIZE, Span
 from tests.commands.conftest import PROGRAM
 from tests.conftest import poll
 from tests.other.holder import Holder
+from tests.scanner.conftest import IN_PLACE
 from tests.scanner.test_in_place import cheap, marked, shared
 from tests.scanner.test_scanner import SAME, inside
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.needs(
-        Feature.USERFAULTFD_WP_ASYNC, Feature.PTRACE_SEIZE, Feature.PIDFD_GETFD
-    ),
-    pytest.mark.usefixtures("runtime", "ksmd_rests"),
-    pytest.mark.skipif(not ksm.FOLDER.exists(), reason="the kernel has no KSM"),
-]
+pytestmark = IN_PLACE
 
 
 @pytest.fixture

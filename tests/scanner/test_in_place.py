@@ -12,16 +12,10 @@ from sksm.report import MergeReport
 from sksm.scanner import in_place
 from sksm.scanner.watched import Watched
 from sksm.spans import PAGE_SIZE, Span
+from tests.scanner.conftest import IN_PLACE
 from tests.scanner.test_scanner import SAME, inside
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.needs(
-        Feature.USERFAULTFD_WP_ASYNC, Feature.PTRACE_SEIZE, Feature.PIDFD_GETFD
-    ),
-    pytest.mark.usefixtures("runtime", "ksmd_rests"),
-    pytest.mark.skipif(not ksm.FOLDER.exists(), reason="the kernel has no KSM"),
-]
+pytestmark = IN_PLACE
 EMULATED = "emulated"  # MADV_MERGE, by ksmd
 
 

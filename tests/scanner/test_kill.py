@@ -9,15 +9,13 @@ import subprocess
 import psutil
 import pytest
 
-from sksm.linux.features import Feature
 from tests.commands.conftest import PROGRAM
 from tests.conftest import daemon_pid, poll
 from tests.other.holder import Holder
+from tests.scanner.conftest import WATCHING
 from tests.scanner.test_scanner import inside, merged
 
-pytestmark = pytest.mark.needs(
-    Feature.USERFAULTFD_WP_ASYNC, Feature.PTRACE_SEIZE, Feature.PIDFD_GETFD
-)
+pytestmark = WATCHING
 KINDS = [*range(1, 300), *[0] * 50, *range(1, 300)]
 MOST_DESCRIPTORS = 3  # that a killed one may leave in a program, while it passes them
 

@@ -11,7 +11,6 @@ import pytest
 from sksm.daemon.client import RemoteStore
 from sksm.errors import DaemonUnreachable
 from sksm.linux import maps
-from sksm.linux.features import Feature
 from sksm.pages import is_pool
 from sksm.process.domain import Domain
 from sksm.process.other import OtherProcess
@@ -22,12 +21,10 @@ from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 from sksm.store.reclaim import copied
 from tests.conftest import end_daemon
 from tests.other.holder import Holder
-from tests.scanner.conftest import World
+from tests.scanner.conftest import WATCHING, World
 
 pytestmark = [
-    pytest.mark.needs(
-        Feature.USERFAULTFD_WP_ASYNC, Feature.PTRACE_SEIZE, Feature.PIDFD_GETFD
-    ),
+    WATCHING,
     pytest.mark.usefixtures("runtime"),
 ]
 SAME = list(range(1, 101))  # what all hold, by number
