@@ -206,6 +206,15 @@ def without_tail(
     return candidates[:-1] + rest, tail
 
 
+def continues(mapping: Mapping, behind: Mapping) -> bool:
+    """Say whether two neighbours were one mapping, as far as the program knows.
+
+    That is, until part of it was merged.
+    """
+    merged = is_pool(mapping) or is_pool(behind)
+    return merged and mapping.prot == behind.prot and not behind.shared
+
+
 def is_pool(mapping: Mapping) -> bool:
     """Say whether `mapping` shows a pool, the current one or one left behind."""
     return mapping.path.startswith(f"/memfd:{POOL_NAME}") and not mapping.shared

@@ -55,14 +55,18 @@ def merge_all(
     objection = None if engine.in_place else space.objection()
     kept = pages.KEPT_IN_PLACE if engine.in_place else space.keeps
     found = space.mappings(whole)
-    starts = {mapping.span.start for mapping in found}
+    at = {mapping.span.start: mapping for mapping in found}
     for mapping, parts in _parts(found, spans):
         if reason := objection or pages.why_not(mapping, kept):
             report.refuse(reason, sum(part.pages for part in parts))
             continue
         # One object's memory goes on where a mapping of it ends; of a raw range
         # nobody knows, and the program might grow the mapping.
-        followed = engine.in_place or (space.pinned and mapping.span.stop in starts)
+        behind = at.get(mapping.span.stop)
+        followed = engine.in_place or (
+            behind is not None
+            and (space.pinned or (space.tails and pages.continues(mapping, behind)))
+        )
         lone = whole == mapping.span
         report += _merge_parts(space, _Offer(mapping, parts, followed, lone), engine)
     report.mappings_added = space.count_mappings(around) - mappings
