@@ -30,6 +30,9 @@ class Deeds:
         self.shadow[name] = content(seed, pages)
         self.memory[name].rows[:] = self.shadow[name]
 
+    def address(self, name):
+        return self.memory[name].address
+
     def put(self, name, rows):
         """Have memory of that name hold these bytes, from the start of a batch."""
         self.memory[name] = memory = Memory(len(rows) + BATCH_PAGES)

@@ -15,7 +15,6 @@ from sksm.errors import NotPermitted, Unsupported
 from sksm.linux import libc, notify
 from sksm.linux.features import Feature, missing
 from sksm.linux.trials import page
-from sksm.process import permission
 
 CANNOT_EXECUTE, NOT_FOUND = 126, 127  # as shells have them
 
@@ -49,29 +48,37 @@ def let_merge() -> None:
 
     Raises:
         Unsupported: the kernel does not let anybody listen.
-        NotPermitted, SksmError: nobody may stop this process to merge its memory.
+        NotPermitted: nobody may stop this process to merge its memory.
         DaemonUnreachable: there is no daemon to be had.
     """
     with contextlib.closing(RemoteStore()) as daemon:
-        libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        try:
-            listener = notify.listen()
-        except OSError as error:
-            raise _no_listening(error) from error
+        listener = listen()
         try:
             daemon.supervise(listener)
         finally:
             os.close(listener)
 
 
+def listen() -> int:
+    """Have calls of MADV_MERGE wait for who has the listener that this gives.
+
+    For this thread and all that comes of it, from now on.
+
+    Raises:
+        Unsupported, NotPermitted: the kernel does not let anybody listen.
+    """
+    libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    try:
+        return notify.listen()
+    except OSError as error:
+        raise _no_listening(error) from error
+
+
 def limits() -> list[str]:
     """Say for what MADV_MERGE has no effect here."""
-    found = []
-    if reason := permission.yama():
-        found.append(f"what CMD starts cannot merge, CMD itself can: {reason}")
     if refusal := missing(Feature.MEMFD_EXEC):
-        found.append(f"executable memory cannot merge: {refusal}")
-    return found
+        return [f"executable memory cannot merge: {refusal}"]
+    return []
 
 
 def _no_listening(error: OSError) -> Unsupported | NotPermitted:

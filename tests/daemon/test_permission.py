@@ -1,5 +1,6 @@
 """What the daemon may not read, it refuses with the way out."""
 
+import contextlib
 import errno
 import os
 
@@ -15,6 +16,7 @@ from sksm.linux import libc
 from sksm.pipeline import merge
 from sksm.process import permission
 from sksm.process.local import ThisProcess
+from sksm.spans import PAGE_SIZE, Span
 from sksm.store import local
 from sksm.store.local import LocalStore
 from tests.conftest import Memory
@@ -72,6 +74,29 @@ def test_a_kernel_without_yama_is_no_obstacle(daemon, monkeypatch, tmp_path):
     some = Memory(4)
     some.rows[:] = content(1, 4)
     assert sksm.merge(some.rows).stored == 4
+
+
+def test_what_only_we_may_read_the_daemon_gets_from_us(daemon, puppets, monkeypatch):
+    """Pages of our descendants, where Yama keeps all others from them."""
+    said, send = [], protocol.send
+    monkeypatch.setattr(permission, "only_descendants", lambda: True)
+    monkeypatch.setattr(
+        protocol, "send", lambda *args: (said.append(args[1]), send(*args))
+    )
+    puppet = puppets()
+    puppet.fill("data", 1, 16)
+    at = puppet.address("data")
+    spans = [Span(at, at + 4 * PAGE_SIZE), Span(at + 8 * PAGE_SIZE, at + 9 * PAGE_SIZE)]
+
+    with contextlib.closing(RemoteStore(start=False)) as store:
+        answers = list(store.offers(puppet.pid, [spans, spans[:1]]))
+        slots = answers[0][0].tolist()
+        found = b"".join(os.pread(store.pool, PAGE_SIZE, n * PAGE_SIZE) for n in slots)
+
+    assert {offer.pid for offer in said if isinstance(offer, protocol.Offer)} == {0}
+    assert found == content(1, 16)[[0, 1, 2, 3, 8]].tobytes()
+    assert answers[1][0].tolist() == slots[:4]
+    assert [fresh.all() for _, fresh, _ in answers] == [True, False]
 
 
 @ordinary

@@ -1,11 +1,14 @@
 // A program written against the proposed ABI: madvise(addr, length, 26).
 //
 //   program rounds THREADS    merge equal pages, write, merge again, in each thread
+//   program leftovers         the same, twice: then nothing of ours is left in it
+//   program again             merge, write, merge again: it takes no more mappings
 //   program errors            what is no range, and what cannot merge
 //   program other             advise another process (process_madvise)
 //   program wait              merge once for each line read, and say what came back
 //   program grow              mremap of merged memory must not show the pool
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -102,6 +105,39 @@ static void in_threads(int count) {
   for (int n = 0; n < count; n++) CHECK(!pthread_join(threads[n], 0));
 }
 
+// How many descriptors there are, and how many mappings.
+static void count(long *files, long *mappings) {
+  DIR *listing = opendir("/proc/self/fd");
+  FILE *maps = fopen("/proc/self/maps", "re");
+  CHECK(listing && maps);
+  for (*files = 0; readdir(listing);) ++*files;
+  for (*mappings = 0; !feof(maps);) *mappings += fgetc(maps) == '\n';
+  fclose(maps);
+  closedir(listing);
+}
+
+static void leftovers(void) {
+  long files[2], mappings[2];
+  count(files, mappings);
+  in_threads(1);
+  count(files, mappings);  // now the thread's stack is there, and malloc's second heap
+  in_threads(1);
+  count(files + 1, mappings + 1);
+  CHECK(files[0] == files[1]);
+  CHECK(mappings[0] == mappings[1]);
+}
+
+static void again(void) {
+  char *at = fresh(PAGES);
+  long files, first, now;
+  for (int round = 0; round < 6; round++) {
+    for (long n = 0; n < PAGES; n++) at[n * PAGE] = (char)(n + 1);
+    CHECK(!madvise(at, PAGES * PAGE, MADV_MERGE));
+    count(&files, round ? &now : &first);
+    CHECK(!round || now <= first);
+  }
+}
+
 static int result(char *at, size_t size, int advice) {
   errno = 0;
   return madvise(at, size, advice) ? errno : 0;
@@ -181,6 +217,8 @@ static void grow(void) {
 int main(int argc, char **argv) {
   const char *what = argc > 1 ? argv[1] : "";
   if (!strcmp(what, "rounds")) in_threads(atoi(argv[2]));
+  else if (!strcmp(what, "leftovers")) leftovers();
+  else if (!strcmp(what, "again")) again();
   else if (!strcmp(what, "errors")) errors();
   else if (!strcmp(what, "other")) other();
   else if (!strcmp(what, "wait")) wait_for_lines();

@@ -32,18 +32,23 @@ def command(cmd: tuple[str, ...], by_ksm: bool) -> None:
 
     It works for CMD and for everything that it starts, in any language; nothing else
     that they do is touched. Set-user-id programs among them get no privileges
-    (no_new_privs). CMD takes the place of this command; the exit status is 126 if it
-    cannot be executed, 127 if there is no such program.
+    (no_new_privs). CMD takes the place of this command, or runs below it where the
+    kernel lets only ancestors trace (kernel.yama.ptrace_scope 1, not root). The exit
+    status is CMD's, 126 if it cannot be executed, 127 if there is no such program.
     """
-    from sksm import running  # noqa: PLC0415
+    from sksm import ancestry, running  # noqa: PLC0415
+    from sksm.process import permission  # noqa: PLC0415
 
     if by_ksm:
         _set_memory_merge()
         running.execute(cmd)
-    if not running.answered():
-        running.let_merge()
-        for limit in running.limits():
-            click.echo(f"sksm: {limit}", err=True)
+    if running.answered():
+        running.execute(cmd)
+    for limit in running.limits():
+        click.echo(f"sksm: {limit}", err=True)
+    if permission.only_descendants():
+        ancestry.run(cmd)
+    running.let_merge()
     running.execute(cmd)
 
 

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sksm.daemon import launch, protocol
-from sksm.errors import DaemonUnreachable, SksmError
+from sksm.errors import DaemonUnreachable, NotPermitted, SksmError
 from sksm.linux import libc
 from sksm.process import permission
 from sksm.process.domain import Domain
+from sksm.process.reading import read_pages
 from sksm.spans import PAGE_SIZE, Span
 from sksm.store import Offered, Store
 from sksm.store.local import LocalStore
@@ -56,6 +57,8 @@ class RemoteStore:
         self._pool = fds[0]
         self.seed = welcome.seed
         self.written, self.keeper = welcome.written, welcome.pid
+        # What only we may read of other processes, the daemon reads of us.
+        self._reads_itself = permission.only_descendants()
         _let_read(welcome.pid)
 
     def close(self) -> None:
@@ -106,6 +109,9 @@ class RemoteStore:
         self, pid: int, parts: Iterable[list[Span]]
     ) -> Generator[Offered, None, None]:
         """Say all the requests at once: the daemon works while answers are used."""
+        if self._reads_itself and pid != os.getpid():
+            yield from self._copies(pid, parts)
+            return
         asked = []
         for spans in parts:
             runs = np.array(
@@ -119,6 +125,19 @@ class RemoteStore:
         finally:  # nobody wants the rest, and the next answer must be the next one's
             while asked:
                 self._offered(asked.pop(0))
+
+    def _copies(
+        self, pid: int, parts: Iterable[list[Span]]
+    ) -> Generator[Offered, None, None]:
+        """Offer copies of another process's pages, as pages of our own."""
+        for spans in parts:
+            size = sum(span.size for span in spans)
+            room = np.empty(size + PAGE_SIZE, np.uint8)
+            first = -room.ctypes.data % PAGE_SIZE
+            rows = room[first : first + size].reshape(-1, PAGE_SIZE)
+            read_pages(pid, spans, rows)
+            start = rows.ctypes.data
+            yield self.offer(os.getpid(), [Span(start, start + size)])
 
     def _offered(self, pages: int) -> Offered:
         reply, _ = self._hear(protocol.Offered)
@@ -140,10 +159,16 @@ class RemoteStore:
             listener: as `notify.listen` gives it.
 
         Raises:
-            SksmError: the daemon may not stop this process; it says why.
+            NotPermitted: the daemon may not stop this process; it says why.
+            DaemonUnreachable: as all that asks it.
         """
         self._say(protocol.Supervise(), [listener])
-        self._hear(protocol.Supervised)
+        try:
+            self._hear(protocol.Supervised)
+        except DaemonUnreachable:
+            raise
+        except SksmError as error:
+            raise NotPermitted(str(error)) from error
 
     def give_back(self) -> None:
         """Free, now and not sometime, slots that nobody maps any more."""

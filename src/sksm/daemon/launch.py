@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import sksm
 from sksm.daemon import protocol, runtime
@@ -48,8 +49,8 @@ def connect(domain: Domain | None = None, *, start: bool = True) -> socket.socke
                     _spawn(listener, domain)
             connection = _try(path)
     if connection is None and start:
-        log = runtime.directory(domain) / _LOG
-        raise DaemonUnreachable(f"sksmd was started and ended at once: see {log}")
+        where = runtime.directory(domain) / _LOG
+        raise DaemonUnreachable(f"sksmd was started and ended at once: see {where}")
     if connection is None:
         raise DaemonUnreachable("no sksmd runs for this user")
     _, uid = protocol.peer(connection)
@@ -57,6 +58,11 @@ def connect(domain: Domain | None = None, *, start: bool = True) -> socket.socke
         connection.close()
         raise NotPermitted(f"{path} belongs to uid {uid}, not to you: remove it")
     return connection
+
+
+def log(domain: Domain | None = None) -> BinaryIO:
+    """Open what the daemon of a domain writes its messages to."""
+    return open(runtime.directory(domain) / _LOG, "ab")
 
 
 def listen(domain: Domain | None = None) -> socket.socket | None:
@@ -104,7 +110,7 @@ def _spawn(listener: socket.socket, domain: Domain | None) -> None:
     It forks once more and its parent leaves at once: a program that waits for
     its children must never meet one it did not start.
     """
-    with open(runtime.directory(domain) / _LOG, "ab") as log:
+    with log(domain) as file:
         try:
             subprocess.run(
                 [
@@ -115,8 +121,8 @@ def _spawn(listener: socket.socket, domain: Domain | None) -> None:
                 ],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=file,
+                stderr=file,
                 cwd="/",
                 env=_environment(),
                 check=True,

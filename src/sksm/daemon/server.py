@@ -26,7 +26,6 @@ from sksm.daemon.reclaimer import Reclaimer
 from sksm.daemon.signals import Wakeup
 from sksm.errors import SksmError
 from sksm.linux import notify
-from sksm.process import permission, status
 from sksm.process.domain import Domain
 from sksm.store.local import LocalStore
 
@@ -294,18 +293,16 @@ class Server:
         """Leave it to a child, which is all the memory of ours that it needs."""
         if not fds or not notify.is_listener(fds[0]):
             raise Malformed("no listener beside it, or no room for one")
-        try:
-            with open(f"/proc/{client.pid}/mem", "rb"):  # asks what ptrace(2) asks
-                filters = status.read(client.pid).get("Seccomp_filters")
-        except OSError as error:
-            return protocol.Failure(str(permission.explain(client.pid, error)))
-        from sksm.daemon import supervisor  # noqa: F401, PLC0415  for all children
+        from sksm.daemon import supervisor  # noqa: PLC0415  here: for all children
 
+        try:
+            known_filters = supervisor.known_filters(client.pid)
+        except SksmError as error:
+            return protocol.Failure(str(error))
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries them
         if pid := os.fork():
             return protocol.Supervised(pid)
-        known = 1 if filters == "1" else 0
-        raise _Child(Supervision(fds.pop(), known))
+        raise _Child(Supervision(fds.pop(), known_filters))
 
 
 def _refusal(pid: int, uid: int) -> str:

@@ -2,7 +2,8 @@
 
 A filter makes their calls wait, and this answers them: it merges the range through
 the ordinary pipeline, and says what the proposed kernel would. It runs in children of
-the daemon, one for each `sksm run`, which share with it what memory Python takes.
+the daemon, one for each `sksm run`, which share with it what memory Python takes; and
+where only ancestors may trace, above the program (`ancestry`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sksm.errors import SksmError
 from sksm.linux import libc, notify
 from sksm.linux.notify import Notification
 from sksm.pipeline import merge
-from sksm.process import BUSY, domain, status
+from sksm.process import BUSY, domain, permission, status
 from sksm.process.domain import Domain
 from sksm.process.other import OtherProcess
 from sksm.process.reading import IOV_MAX, read_bytes
@@ -43,8 +44,10 @@ _log = logging.getLogger(__name__)
 def supervise(listener: int, known_filters: int) -> None:
     """Answer calls until nobody is left who might make one. Closes all else."""
     gc.freeze()  # what is the daemon's, too: to look through it would be to copy it
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
+    # The kernel buries whom programs leave to us, if we are their ancestor.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.dup2(listener, _LISTENER, inheritable=False)
     os.closerange(_LISTENER + 1, os.sysconf("SC_OPEN_MAX"))
     supervisor = Supervisor(_LISTENER, known_filters)
@@ -56,6 +59,19 @@ def supervise(listener: int, known_filters: int) -> None:
             supervisor.serve_one()
             if not waiting.poll(_IDLE_MS):
                 libc.trim()
+
+
+def known_filters(pid: int) -> int:
+    """Count the filters of a process that are ours: the one that it has, or none.
+
+    Raises:
+        SksmError: we may not trace it, or it has ended.
+    """
+    try:
+        with open(f"/proc/{pid}/mem", "rb"):  # asks what ptrace(2) asks
+            return 1 if status.read(pid).get("Seccomp_filters") == "1" else 0
+    except OSError as error:
+        raise permission.explain(pid, error) from error
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,9 +100,7 @@ class Supervisor:
         self._scope = contextlib.ExitStack()
         self._stores: dict[Domain, Store] = {}
         self._done: dict[int, _Done] = {}  # by thread
-        # At once: Yama lets us trace as long as the daemon is there, which a program
-        # has named its tracer; and with it shares what memory both take.
-        self._store(Domain(os.getuid()))
+        self._store(Domain(os.getuid()))  # at once: it will be needed
 
     def close(self) -> None:
         """Let go of the stores. Calls that wait get ENOSYS with the listener's end."""

@@ -114,11 +114,11 @@ def _without_capability(
     return None
 
 
-def yama() -> str:
-    """Say what Yama keeps from us: processes that are not our children, say."""
-    capable = int(status.read(os.getpid())["CapEff"], 16) >> CAP_SYS_PTRACE & 1
-    scope = yama_scope()
-    return _yama(scope) if scope and (scope > 2 or not capable) else ""
+def only_descendants() -> bool:
+    """Say whether Yama lets this process trace its descendants, and nobody else."""
+    if yama_scope() != 1:
+        return False
+    return not int(status.read(os.getpid())["CapEff"], 16) >> CAP_SYS_PTRACE & 1
 
 
 def _yama(scope: int) -> str:
