@@ -115,10 +115,10 @@ def _become(
         listener = running.listen()
     except SksmError as error:
         line.send(pickle.dumps(error))
-        return
-    socket.send_fds(line, [b"%d" % os.getpid()], [listener])
-    os.close(listener)
-    if line.recv(1):
+    else:
+        socket.send_fds(line, [b"%d" % os.getpid()], [listener])
+        os.close(listener)
+    if line.recv(1):  # else the tracer has told why not, and ended
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         running.execute(command)
 
@@ -132,8 +132,8 @@ def _hear(line: socket.socket) -> tuple[int, int]:
     message, fds, _, _ = socket.recv_fds(line, _LONGEST, 1)
     if fds:
         return int(message), fds[0]
-    error = pickle.loads(message) if message else SksmError(_KILLED)
-    raise error
+    told = message.startswith(pickle.PROTO)  # else it says how it ended
+    raise pickle.loads(message) if told else SksmError(_KILLED)
 
 
 def _fork(ours: socket.socket, role: Callable[..., None], *args: object) -> int:
