@@ -60,18 +60,26 @@ def merge_all(
         if reason := objection or pages.why_not(mapping, kept):
             report.refuse(reason, sum(part.pages for part in parts))
             continue
-        # One object's memory goes on where a mapping of it ends; of a raw range
-        # nobody knows, and the program might grow the mapping.
         behind = at.get(mapping.span.stop)
         followed = engine.in_place or (
-            behind is not None
-            and (space.pinned or (space.tails and pages.continues(mapping, behind)))
+            behind is not None and _goes_on(space, mapping, behind)
         )
         lone = whole == mapping.span
         report += _merge_parts(space, _Offer(mapping, parts, followed, lone), engine)
     report.mappings_added = space.count_mappings(around) - mappings
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _goes_on(space: AddressSpace, mapping: Mapping, behind: Mapping) -> bool:
+    """Say whether what is offered goes on where `mapping` ends.
+
+    One object's memory does; of a raw range nobody knows, and the program might grow
+    the mapping.
+    """
+    if space.pinned:
+        return mapping.span.pages > 1  # or its flags are not known (`process.flags`)
+    return space.tails and pages.continues(mapping, behind)
 
 
 def _parts(

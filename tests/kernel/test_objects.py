@@ -10,7 +10,7 @@ import pytest
 
 import sksm
 from sksm import pages
-from sksm.linux import maps
+from sksm.linux import libc, maps
 from sksm.spans import PAGE_SIZE, Span, whole_pages
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -51,6 +51,21 @@ def test_every_page_of_an_aligned_array_can_merge(different):
     assert sksm.merge(one).stored == 10
     report = sksm.merge(two)
     assert (report.merged, report.refused) == (10, 0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_part_of_an_array_that_is_not_to_be_dumped_stays_so(different, count):
+    """Whether the kernel shows what it is by a split of it, or it is too small."""
+    array = sksm.asarray(different(10))
+    part = span_of(array.ctypes.data + 4 * PAGE_SIZE, count * PAGE_SIZE)
+    libc.madvise(part.start, part.size, libc.MADV_DONTDUMP)
+
+    report = sksm.merge(array)
+
+    assert (report.stored, report.refused) == (10 - count, count)
+    (mapping,) = maps.mappings("self", part)
+    assert "dd" in mapping.flags
+    assert pool_pages(span_of(array.ctypes.data, 10 * PAGE_SIZE)) == 10 - count
 
 
 def test_asarray_copies_what_is_not_aligned_and_only_that():

@@ -38,15 +38,17 @@ PR_SET_PTRACER = 0x59616D61
 # all calls but these.
 SYS = {
     "x86_64": {"close": 3, "mmap": 9, "mprotect": 10, "munmap": 11,
-               "rt_sigprocmask": 14, "ioctl": 16, "mremap": 25, "madvise": 28,
-               "getpid": 39, "sendto": 44, "recvfrom": 45, "recvmsg": 47,
-               "socketpair": 53, "process_vm_readv": 310, "seccomp": 317,
-               "userfaultfd": 323, "pidfd_getfd": 438, "process_madvise": 440},
+               "rt_sigprocmask": 14, "ioctl": 16, "mremap": 25, "msync": 26,
+               "madvise": 28, "getpid": 39, "sendto": 44, "recvfrom": 45,
+               "recvmsg": 47, "socketpair": 53, "process_vm_readv": 310,
+               "seccomp": 317, "userfaultfd": 323, "pidfd_getfd": 438,
+               "process_madvise": 440},
     "aarch64": {"close": 57, "mmap": 222, "mprotect": 226, "munmap": 215,
-                "rt_sigprocmask": 135, "ioctl": 29, "mremap": 216, "madvise": 233,
-                "getpid": 172, "sendto": 206, "recvfrom": 207, "recvmsg": 212,
-                "socketpair": 199, "process_vm_readv": 270, "seccomp": 277,
-                "userfaultfd": 282, "pidfd_getfd": 438, "process_madvise": 440},
+                "rt_sigprocmask": 135, "ioctl": 29, "mremap": 216, "msync": 227,
+                "madvise": 233, "getpid": 172, "sendto": 206, "recvfrom": 207,
+                "recvmsg": 212, "socketpair": 199, "process_vm_readv": 270,
+                "seccomp": 277, "userfaultfd": 282, "pidfd_getfd": 438,
+                "process_madvise": 440},
 }[os.uname().machine]  # fmt: skip
 
 _libc = ctypes.CDLL(None, use_errno=True)

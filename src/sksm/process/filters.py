@@ -24,7 +24,8 @@ _ANONYMOUS = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED_NOREPLACE
 _ADVICES = (
     *(libc.MADV_DONTFORK, libc.MADV_DONTNEED, libc.MADV_POPULATE_READ),
     *(libc.MADV_MERGEABLE, libc.MADV_UNMERGEABLE, libc.MADV_MERGE),
-    libc.MADV_NOHUGEPAGE,
+    *(libc.MADV_DOFORK, libc.MADV_KEEPONFORK, libc.MADV_WIPEONFORK),
+    *(libc.MADV_DODUMP, libc.MADV_DONTDUMP, libc.MADV_NOHUGEPAGE),
 )
 # What is done in a process, with those arguments that a filter may look at.
 _CALLS: tuple[tuple[str, tuple[int, ...]], ...] = (
@@ -37,6 +38,8 @@ _CALLS: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("getpid", ()),
     *((name, ()) for name in ("sendto", "recvfrom", "recvmsg", "userfaultfd")),
     ("mprotect", (0, 0, libc.PROT_READ)),
+    ("mprotect", (0, 0, libc.PROT_READ | libc.PROT_GROWSDOWN)),
+    ("msync", (0, 0, libc.MS_INVALIDATE)),
     *(("madvise", (0, 0, advice)) for advice in _ADVICES),
     ("ioctl", (0, userfaultfd.USERFAULTFD_IOC_NEW)),
 )

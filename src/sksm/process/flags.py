@@ -1,4 +1,4 @@
-"""The flags of a mapping of this process, found by effect instead of by smaps.
+"""The flags of a mapping, found by effect instead of by smaps.
 
 The kernel tells `VmFlags` only in /proc/PID/smaps, and writing that walks the
 page tables of every mapping before: 28 ms per GiB of small pages, for the sake of
@@ -9,11 +9,13 @@ nothing to a mapping without it. Such calls take 1 us.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from errno import EBUSY, EINVAL, ENOTTY, EPERM
+from errno import EBUSY, EFAULT, EINVAL, ENOMEM, ENOTTY, EPERM
 from pathlib import Path
 
-from sksm.linux import libc, maps
+import numpy as np
+import numpy.typing as npt
+
+from sksm.linux import calls, libc, maps
 from sksm.linux.maps import Mapping
 from sksm.spans import PAGE_SIZE, Span
 
@@ -24,118 +26,129 @@ _CLEARED = {
     "wf": (libc.MADV_KEEPONFORK, libc.MADV_WIPEONFORK),
     "dd": (libc.MADV_DODUMP, libc.MADV_DONTDUMP),
 }
+_OURS = "/memfd:sksm-"
+# No mapping grows to that (mm/mremap.c): ENOMEM. But first the kernel looks whether the
+# two pages that are to grow are of one mapping: EFAULT.
+_TOO_LONG = (1 << 47) - PAGE_SIZE
 
 
-def flagged_mappings(table: int, span: Span) -> list[Mapping]:
-    """List the mappings of this process that meet `span`, with flags.
+def query(table: int, span: Span) -> list[Mapping] | None:
+    """List the mappings that meet `span`, without flags; None before Linux 6.11.
 
-    Gives what `maps.mappings("self", span)` gives, with those flags that forbid
-    a merge, in microseconds; and falls back to it before Linux 6.11. `table` is
-    an open /proc/self/maps.
-
-    Of a mapping of one page, the flags that are found by a split are not told:
-    such a page is the last of its mapping, and not merged for that reason; or it
-    shows the pool, and got its flags from us.
+    Args:
+        table: an open /proc/PID/maps.
+        span: where to look.
     """
     try:
-        found = list(maps.query(table, span))
+        return list(maps.query(table, span))
     except OSError as error:
         if error.errno != ENOTTY:
             raise
-        return maps.mappings("self", span)
-    tried = [_with_flags(table, mapping, mapping.span & span) for mapping in found]
-    if None in tried:
-        return maps.mappings("self", span)
-    return [mapping for mapping in tried if mapping is not None]
-
-
-def _with_flags(table: int, mapping: Mapping, part: Span) -> Mapping | None:
-    """Try `mapping` for flags; None if only smaps can tell."""
-    if mapping.path == "[stack]":
-        return dataclasses.replace(mapping, flags=frozenset({"gd"}))
-    if _hopeless(mapping):
-        return mapping
-    if _shadow_stacks():
         return None
-    if mapping.span.pages == 1:  # a split would not show; see `flagged_mappings`
-        return mapping
-    flags = _locked(part) | _sealed(mapping, part) | _grows_down(mapping, part)
-    for flag in _CLEARED:
-        answer = _try_clearing(table, mapping, part, flag)
-        if answer is None:
-            return None
-        flags |= answer
-    return dataclasses.replace(mapping, flags=frozenset(flags))
 
 
-def _hopeless(mapping: Mapping) -> bool:
-    """Say whether a mapping is out of the question without its flags."""
-    unreadable = not mapping.prot & libc.PROT_READ
-    return mapping.shared or mapping.special or unreadable or bool(mapping.flags)
+def with_flags(
+    found: list[Mapping], span: Span, home: calls.Home
+) -> list[Mapping] | None:
+    """Add those flags that forbid a merge to mappings, but for shadow stacks.
 
+    In microseconds. Every trial ends as it began: what clears a flag sets it again, in
+    the same list of calls. For the time between, a child that another thread forks has
+    one page too many, or with contents.
 
-def _locked(part: Span) -> set[str]:
-    """`msync(MS_INVALIDATE)` does nothing, but refuses locked memory (mm/msync.c)."""
-    try:
-        libc.msync(part.start, part.size, libc.MS_INVALIDATE)
-    except OSError as error:
-        if error.errno != EBUSY:
-            raise
-        return {"lo"}
-    return set()
+    Of a mapping of one page, the flags that are found by a split are not told: see
+    `too_small`.
 
+    Args:
+        found: as `query` gives it.
+        span: where to try, among them.
+        home: that process.
 
-def _sealed(mapping: Mapping, part: Span) -> set[str]:
-    """Setting the protection that is there does nothing, but not to a sealed VMA."""
-    # SAFETY: the protection stays what it is.
-    try:
-        libc.mprotect(part.start, PAGE_SIZE, mapping.prot)
-    except OSError as error:
-        if error.errno != EPERM:
-            raise
-        return {"sl"}
-    return set()
-
-
-def _grows_down(mapping: Mapping, part: Span) -> set[str]:
-    """`PROT_GROWSDOWN` is EINVAL for memory that does not grow (mm/mprotect.c)."""
-    # SAFETY: as above.
-    try:
-        libc.mprotect(part.start, PAGE_SIZE, mapping.prot | libc.PROT_GROWSDOWN)
-    except OSError as error:
-        if error.errno not in (EINVAL, EPERM):
-            raise
-        return set()
-    return {"gd"}
-
-
-def _try_clearing(
-    table: int, mapping: Mapping, part: Span, flag: str
-) -> set[str] | None:
-    """Clear a flag for one page; if that split the mapping, it was set: set again.
-
-    A split shows in the next page: its mapping begins there now, which nothing
-    else that another thread maps or unmaps could bring about. For the
-    microseconds between, a child forked by another thread has this page.
+    Returns:
+        None if only smaps can tell.
     """
-    clear, restore = _CLEARED[flag]
-    page = min(part.start, mapping.span.stop - 2 * PAGE_SIZE)
-    try:
-        libc.madvise(page, PAGE_SIZE, clear)
-    except OSError as error:
-        if error.errno != EINVAL:
-            raise
-        return {"io"} if flag != "wf" else {"dp"}  # special mapping; droppable
-    behind = maps.bounds(table, page + PAGE_SIZE)
-    if behind is None:
-        return None
-    if behind.start == page + PAGE_SIZE:
-        libc.madvise(page, PAGE_SIZE, restore)
-        return {flag}
-    return set()
+    script = calls.CallList(home)
+    trials = [
+        None if _is_known(mapping) else _Trial(script, mapping, mapping.span & span)
+        for mapping in found
+    ]
+    results = script.run().results if len(script) else np.empty(0, np.int64)
+    told = []
+    for mapping, trial in zip(found, trials, strict=True):
+        flags = trial.read(results) if trial else _by_name(mapping)
+        if flags is None:
+            return None
+        told.append(dataclasses.replace(mapping, flags=mapping.flags | flags))
+    return told
 
 
-@functools.cache  # libc turns them on before the program starts, or not at all
-def _shadow_stacks() -> bool:
-    """Say whether this process has shadow stacks, which only smaps tells apart."""
-    return b"x86_Thread_features:\tshstk" in Path("/proc/self/status").read_bytes()
+def too_small(found: list[Mapping]) -> bool:
+    """Say whether there is one that no trial splits, and whose flags matter.
+
+    One that shows a pool got them from us.
+    """
+    return any(m.span.pages == 1 and not m.path.startswith(_OURS) for m in found)
+
+
+def have_shadow_stacks(pid: int | str) -> bool:
+    """Say whether a process has shadow stacks, which only smaps tells apart."""
+    return b"x86_Thread_features:\tshstk" in Path(f"/proc/{pid}/status").read_bytes()
+
+
+def _is_known(mapping: Mapping) -> bool:
+    """Say whether there is nothing to try: it is out of the question, or too small."""
+    hopeless = mapping.shared or mapping.special or not mapping.prot & libc.PROT_READ
+    stack = mapping.path == "[stack]"
+    return hopeless or stack or bool(mapping.flags) or mapping.span.pages == 1
+
+
+def _by_name(mapping: Mapping) -> set[str]:
+    return {"gd"} if mapping.path == "[stack]" else set()
+
+
+class _Trial:
+    """The rows of a call list that try one mapping."""
+
+    def __init__(self, script: calls.CallList, mapping: Mapping, part: Span) -> None:
+        start, prot = part.start, mapping.prot
+        # Does nothing, but refuses locked memory (mm/msync.c).
+        self._locked = script.syscall("msync", start, part.size, libc.MS_INVALIDATE)
+        # Set the protection that is there: only a sealed mapping minds; and then with a
+        # bit that is EINVAL for memory that does not grow (mm/mprotect.c).
+        self._sealed = script.syscall("mprotect", start, PAGE_SIZE, prot)
+        growing = (start, PAGE_SIZE, prot | libc.PROT_GROWSDOWN)
+        self._grows = script.syscall("mprotect", *growing, want=-EINVAL)
+        page = min(start, mapping.span.stop - 2 * PAGE_SIZE)
+        pair = (page, 2 * PAGE_SIZE, _TOO_LONG, 0)
+        self._whole = script.syscall("mremap", *pair, want=-ENOMEM)
+        self._cleared: dict[str, tuple[int, int]] = {}
+        for flag, (clear, restore) in _CLEARED.items():
+            cleared = script.syscall("madvise", page, PAGE_SIZE, clear)
+            split = script.syscall("mremap", *pair, want=-EFAULT)
+            script.syscall("madvise", page, PAGE_SIZE, restore)
+            for row in (cleared, split):
+                script.otherwise(row, len(script))
+            self._cleared[flag] = cleared, split
+        script.otherwise(self._whole, len(script))
+
+    def read(self, results: npt.NDArray[np.int64]) -> set[str] | None:
+        """Say which flags there are; None if something came between."""
+        if results[self._whole] != -ENOMEM:
+            return None
+        flags = {
+            flag
+            for flag, row, sign in (
+                ("lo", self._locked, -EBUSY),
+                ("sl", self._sealed, -EPERM),
+                ("gd", self._grows, 0),
+            )
+            if results[row] == sign
+        }
+        for flag, (cleared, split) in self._cleared.items():
+            if results[cleared] == -EINVAL:  # special mapping; droppable
+                flags.add("io" if flag != "wf" else "dp")
+            elif results[cleared] or results[split] not in (-ENOMEM, -EFAULT):
+                return None
+            elif results[split] == -EFAULT:
+                flags.add(flag)
+        return flags

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -11,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sksm.linux import calls, libc, maps
-from sksm.process import DONE, Exchange, guards
+from sksm.process import DONE, Exchange, flags, guards
 from sksm.process.allowance import Allowance
-from sksm.process.flags import flagged_mappings
 from sksm.process.procfiles import ProcFiles
 from sksm.process.protection import protection
 from sksm.process.reading import read_pages
@@ -52,7 +52,10 @@ class ThisProcess:
 
     def mappings(self, span: Span) -> list[maps.Mapping]:
         """List the mappings that meet `span`, ascending."""
-        return flagged_mappings(self._files["maps"], span)
+        found = flags.query(self._files["maps"], span)
+        if found is not None and not _has_shadow_stacks():
+            found = flags.with_flags(found, span, calls.Here())
+        return maps.mappings("self", span) if found is None else found
 
     def count_mappings(self, span: Span) -> int:
         """Count the mappings that meet `span`."""
@@ -131,6 +134,11 @@ class ThisProcess:
         # SAFETY: the caller owns the memory, and nobody will read it again.
         flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED
         libc.mmap(span.start, span.size, prot, flags, -1, 0)
+
+
+@functools.cache  # libc turns them on before the program starts, or not at all
+def _has_shadow_stacks() -> bool:
+    return flags.have_shadow_stacks("self")
 
 
 def _advised(span: Span, advice: int) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sksm.linux import calls, libc, maps, userfaultfd
-from sksm.process import DONE, Exchange, guards
+from sksm.process import DONE, Exchange, flags, guards, status
 from sksm.process.allowance import Allowance
 from sksm.process.comparing import Comparison
 from sksm.process.exchanging import Exchanging, Site
@@ -28,6 +28,8 @@ from sksm.spans import PAGE_SIZE, Span
 
 UNPROTECTED = "it may be written to meanwhile (a file's private mapping)"
 _MOST_ADVICES = 512  # rows of a call list
+_MANY_PAGES = 1 << 15  # in memory: to go through more takes longer than trying
+_MOST_TRIALS = 16  # mappings
 EVERYTHING = Span(0, 1 << 56)  # as far as five levels of page tables reach
 
 
@@ -91,11 +93,12 @@ class OtherProcess:
     def mappings(self, span: Span = EVERYTHING) -> list[maps.Mapping]:
         """List the mappings that meet `span`, ascending, with flags.
 
-        Its text costs the kernel a walk of the page tables, 28 ms a GiB. What we
-        have put there ourselves is left out.
+        Its text costs the kernel a walk of the page tables, 28 ms a GiB: for a part
+        of much memory, flags are found by trying. What we have put there ourselves is
+        left out.
         """
+        found = self._tried(span) or maps.mappings(self.pid, span)
         ours = self._foothold.workspace if self._foothold else Span(0, 0)
-        found = maps.mappings(self.pid, span)
         return [
             dataclasses.replace(mapping, flags=mapping.flags - {"uw"})
             if self._watches(mapping.span)
@@ -103,6 +106,19 @@ class OtherProcess:
             for mapping in found
             if mapping.span.stop <= ours.start or mapping.span.start >= ours.stop
         ]
+
+    def _tried(self, span: Span) -> list[maps.Mapping] | None:
+        """List mappings as `mappings`; None where smaps is to be preferred."""
+        if span == EVERYTHING or status.resident_pages(self.pid) < _MANY_PAGES:
+            return None
+        found = flags.query(self._files["maps"], span)
+        if not found or len(found) > _MOST_TRIALS:
+            return None
+        if flags.too_small(found) or flags.have_shadow_stacks(self.pid):
+            return None
+        with contextlib.suppress(BlockingIOError):
+            return flags.with_flags(found, span, There(self._established()))
+        return None
 
     def _watches(self, span: Span) -> bool:
         """Say whether we watch part of `span` ourselves."""

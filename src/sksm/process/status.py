@@ -158,6 +158,17 @@ def private_pages(pid: int) -> int:
     return int(kib) * 1024 // PAGE_SIZE
 
 
+def resident_pages(pid: int) -> int:
+    """Say how many pages a process has mapped that are in memory.
+
+    By /proc/PID/statm (proc(5)).
+
+    Raises:
+        OSError: as `read`.
+    """
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+
+
 def own_bytes(pid: int) -> int:
     """Read the memory of a process that is no file's and not shared.
 
