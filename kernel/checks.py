@@ -12,7 +12,8 @@ from kernel.building import OUR_TEST, SELF_TESTS, Built
 from kernel.guest import Done
 
 ROOT = Path(__file__).parent.parent
-CONTRACT, ENGINE, SCANNER, DOCTOR = "contract", "engine", "scanner", "doctor"
+CONTRACT, ENGINE, SCANNER, YAMA = "contract", "engine", "scanner", "yama"
+DOCTOR = "doctor"
 # As run_vmtests.sh calls them.
 _KSM_TESTS = (
     "-H -s 100",
@@ -36,6 +37,19 @@ _PYTEST = ("-p", "no:cacheprovider", "-p", "no:randomly", "-q", "--timeout", "60
 _REAL = ("-k", "not emulated")  # here is what other kernels emulate
 _BY_CALL = ("-k", "kernel and not emulated")  # and not by ksmd: it takes long enough
 
+# `sksm run`, where it may trace its descendants only.
+_BELOW = ("-m", "not slow", "-k", "below")
+# With Yama's scope 1, and without what lets root trace anybody.
+_UNDER_YAMA: tuple[str | Path, ...] = (
+    "sh",
+    "-c",
+    'echo 1 > /proc/sys/kernel/yama/ptrace_scope && exec "$@"',
+    "under",
+    "setpriv",
+    "--bounding-set=-sys_ptrace,-sys_admin",
+    "--inh-caps=-sys_ptrace,-sys_admin",
+)
+
 # A module of this checkout, by this Python.
 _HERE: tuple[str | Path, ...] = (
     "env",
@@ -50,6 +64,7 @@ _TITLES = {
     CONTRACT: "engine contract",
     ENGINE: "kernel engine",
     SCANNER: "scanner, in place",
+    YAMA: "sksm run, under Yama",
 }
 _MEASURED_MIB = 64
 
@@ -109,6 +124,7 @@ def project() -> Commands:
         CONTRACT: [*pytest, *_REAL, "tests/kernel/test_engines.py"],
         ENGINE: [*pytest, *_REAL, "tests/kernel/test_kernel_engine.py"],
         SCANNER: [*pytest, *_BY_CALL, "tests/scanner/test_in_place.py"],
+        YAMA: [*_UNDER_YAMA, *pytest, *_BELOW, "tests/supervised"],
         DOCTOR: [*_HERE, "sksm.commands.main", "doctor"],
     }
 

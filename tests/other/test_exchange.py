@@ -12,9 +12,9 @@ import pytest
 from sksm.engines.pool import PoolEngine
 from sksm.linux import libc, maps
 from sksm.linux.features import Feature
-from sksm.pages import is_pool
+from sksm.pages import is_pool, why_not
 from sksm.pipeline import merge_all
-from sksm.process import CHANGED, DONE, Exchange
+from sksm.process import CHANGED, DONE, Exchange, other
 from sksm.process.local import ThisProcess
 from sksm.process.other import UNPROTECTED, OtherProcess
 from sksm.spans import PAGE_SIZE
@@ -146,6 +146,37 @@ def test_zeros_that_no_child_gets_stay_so(there, other_space, pool):
     assert shown(piece) == [(RW, False)]
     assert all("dc" in flags for flags in flags_of(piece))
     assert piece.read() == zeros
+
+
+DEEDS = {
+    "nothing": lambda piece, part: None,
+    "not forked": lambda piece, part: piece.advise(libc.MADV_DONTFORK, *part),
+    "not dumped": lambda piece, part: piece.advise(libc.MADV_DONTDUMP, *part),
+    "wiped": lambda piece, part: piece.advise(libc.MADV_WIPEONFORK, *part),
+    "locked": lambda piece, part: piece._call("mlock", piece.part(*part)),
+    "read-only": lambda piece, part: piece.protect(libc.PROT_READ, *part),
+    "unmapped": lambda piece, part: piece.unmap(*part),
+}
+
+
+@pytest.mark.parametrize("part", [(0, PAGES), (2, 5), (3, 4)], ids=["all", "some", "1"])
+@pytest.mark.parametrize("deed", DEEDS)
+def test_trying_tells_what_smaps_tells(monkeypatch, there, other_space, deed, part):
+    """Of a large process, where reading smaps takes long; and changes nothing."""
+    piece = Piece(there, PAGES)
+    piece.write(b"x" * PAGES * PAGE_SIZE)
+    DEEDS[deed](piece, part)
+    before = maps.mappings(piece.pid, piece.span)
+
+    monkeypatch.setattr(other, "_MANY_PAGES", 0)
+    tried = other_space._tried(piece.span)
+    found = other_space.mappings(piece.span)
+
+    assert bool(tried) == (bool(before) and all(m.span.pages > 1 for m in before))
+    assert [(m.span, m.prot, why_not(m)) for m in found] == [
+        (m.span, m.prot, why_not(m)) for m in before
+    ]
+    assert maps.mappings(piece.pid, piece.span) == before
 
 
 # -- equal pages
