@@ -119,14 +119,15 @@ def test_a_descriptor_is_lent_and_taken_back(subject):
         assert descriptors_of(subject.pid)[there].startswith("/memfd:lent")
         assert ptrace.same_file(subject.pid, there, file)
         assert not subject.do(f"os.get_inheritable({there})")
-        rows = calls.CallList(There(foothold))
-        rows.syscall("userfaultfd", os.O_CLOEXEC | 1)
-        (opened,) = rows.run().results.tolist()
-        if opened >= 0:
-            ours = foothold.take(opened)
-            assert opened not in descriptors_of(subject.pid)
-            assert os.readlink(f"/proc/self/fd/{ours}") == "anon_inode:[userfaultfd]"
-            os.close(ours)
+
+        def open_one(thread):
+            opened = thread.call("userfaultfd", os.O_CLOEXEC | 1)
+            return opened, foothold.take(thread, opened)
+
+        opened, ours = foothold.have(open_one)
+        assert opened not in descriptors_of(subject.pid)
+        assert os.readlink(f"/proc/self/fd/{ours}") == "anon_inode:[userfaultfd]"
+        os.close(ours)
     os.close(file)
     assert there not in descriptors_of(subject.pid)
 

@@ -16,6 +16,7 @@ from sksm.process import Exchange
 from sksm.spans import PAGE_SIZE
 
 _PIECE_BYTES = 64 * PAGE_SIZE  # both sides stay in the cache
+_AT_ONCE_PAGES = 32  # take less time than to have another thread begin
 _VIEW_BYTES = 1 << 42  # of addresses for a pool: 4 TiB
 
 
@@ -49,6 +50,9 @@ class Comparison:
         That says which items' pages, but for their own ones, equal their twins. Pages
         that are gone equal nothing.
         """
+        if sum(item.span.pages for item in items) <= _AT_ONCE_PAGES:
+            equal = list(map(self._equal, items))
+            return lambda: equal
         return self._executor.submit(lambda: list(map(self._equal, items))).result
 
     def _equal(self, item: Exchange) -> bool:

@@ -15,7 +15,8 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from sksm.process import stub, terrain
 from sksm.process.borrowing import Interrupted, Thread, will_return
 from sksm.process.reading import read_bytes, write_bytes
 from sksm.process.stopping import Threads
-from sksm.process.there import Image, There, framed, padded
+from sksm.process.there import Image, framed, padded
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 
 _IMAGE_BYTES = 1 << 18  # for a table and what it points to
@@ -41,6 +42,7 @@ _PAUSE_SECONDS = 0.1  # before trying again to leave
 _PATIENT_TRIES = 5  # to stop all threads, at first
 _TRIES = 20  # against signals that come first
 _STEADY = "signals keep coming"
+_T = TypeVar("_T")
 _UNFINISHED = "what was begun there is not at its end"
 
 
@@ -54,10 +56,9 @@ class Foothold:
     def __init__(self, threads: Threads) -> None:
         self.pid = threads.pid
         self.threads = threads
-        self._vdso = terrain.vdso(threads.pid)
+        self._vdso, self._hole = terrain.vdso_and_hole(threads.pid)
         at, self._before = self._found = self._find()
         self._code = self._vdso.start + at
-        self._hole = terrain.largest_hole(threads.pid)
         self.workspace = Span(self._hole.start, self._hole.start + _IMAGE_BYTES)
         self._spare = self._hole.start + _FIRST_SPARE
         # Pages that the kernel writes to whenever a thread goes on: with its struct
@@ -122,14 +123,15 @@ class Foothold:
         ):
             raise BlockingIOError(errno.EBUSY, _UNFINISHED)
         self.threads.filters.require_harmless(held[0])
-        ptrace.poke(held[0], self._code, stub.image(heir))
+        self.threads.write(held[0], self._code, stub.image(heir))
         try:
             with Thread(self.threads, held[0], self._code).calling() as thread:
                 thread.block_signals()
                 if self._before:
                     self._clear_away(thread, self._before.workspace)
                     mine = struct.pack("<Q", me.workspace)
-                    ptrace.poke(held[0], self._code + stub.WORKSPACE_AT, mine)
+                    at = self._code + stub.WORKSPACE_AT
+                    self.threads.write(held[0], at, mine)
                 self._furnish(thread)
         except OSError:
             with contextlib.suppress(OSError):  # it has ended, or could not be held
@@ -218,8 +220,9 @@ class Foothold:
 
     def _erase(self, tid: int) -> None:
         """Clear the stub; until that is done, it is found by its beginning."""
-        ptrace.poke(tid, self._code + stub.MARK, bytes(stub.SIZE - stub.MARK))
-        ptrace.poke(tid, self._code, bytes(stub.MARK))
+        rest = bytes(stub.SIZE - stub.MARK)
+        self.threads.write(tid, self._code + stub.MARK, rest)
+        self.threads.write(tid, self._code, bytes(stub.MARK))
 
     def _verify(self) -> None:
         """See that all is as we left it: the program, and its descriptors.
@@ -264,27 +267,29 @@ class Foothold:
 
         Through the line, which needs no common directory, uid or namespace.
         """
+        return self.have(lambda thread: self.receive(thread, fd))
+
+    def receive(self, thread: Thread, fd: int) -> int:
+        """Have a thread take a descriptor of ours; gives its number there.
+
+        Raises:
+            OSError: EMFILE if its table of open files is full.
+        """
         assert self._line is not None
-        home = There(self)
-        byte = home.place(np.zeros(1, np.uint64))
-        control = np.zeros(socket.CMSG_SPACE(4), np.uint8)
-        vector = home.place(np.array([byte, 1], np.uint64))
-        into = home.place(control)
-        # struct msghdr: name, its length, vectors, control data, flags
-        header = np.array([0, 0, vector, 1, into, len(control), 0], np.uint64)
-        rows = calls.CallList(home)
-        message = (self._far_end, home.place(header), socket.MSG_CMSG_CLOEXEC)
-        rows.syscall("recvmsg", *message, want=1)
+        at = self.image_start
+        control = socket.CMSG_SPACE(4)
+        # struct msghdr: name, its length, vectors, control data, flags; a vector of
+        # one byte; the byte; and room for the descriptor.
+        vector, byte, into = at + 56, at + 72, at + 80
+        words = (0, 0, vector, 1, into, control, 0, byte, 1, 0)
+        write_bytes(self.pid, at, struct.pack("<10Q", *words) + bytes(control))
         ancillary = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))
         self._line.sendmsg([b"."], [ancillary])
         try:
-            done = rows.run()
+            thread.call("recvmsg", self._far_end, at, socket.MSG_CMSG_CLOEXEC)
         finally:  # what it could not take must not be taken for something else later
             self._drain()
-        if not done.met[0]:
-            code = -int(done.results[0])
-            raise OSError(code, f"passing a descriptor: {os.strerror(code)}")
-        received = self._read(into, len(control))
+        received = self._read(into, control)
         if struct.unpack_from("<Q", received)[0] < socket.CMSG_LEN(4):
             raise OSError(errno.EMFILE, "its table of open files is full")
         (number,) = struct.unpack_from("<i", received, socket.CMSG_LEN(0))
@@ -297,28 +302,21 @@ class Foothold:
         with far, contextlib.suppress(BlockingIOError):
             far.recv(1, socket.MSG_DONTWAIT)
 
-    def take(self, fd: int) -> int:
+    def take(self, thread: Thread, fd: int) -> int:
         """Make what is `fd` in the process ours alone; gives our own number."""
         ours = self.fetch(fd)
         self._lend(fd, os.dup(ours))
         try:
-            self.give_back(fd)
+            self.give_back(thread, fd)
         except BaseException:
             os.close(ours)
             raise
         return ours
 
-    def give_back(self, fd: int) -> None:
-        """Close what was lent as `fd`; if that cannot be done now, when we leave."""
-        rows = calls.CallList(There(self))
-        rows.syscall("close", fd)
-        ours = self._lent.pop(fd)  # or it would be closed twice if we were killed
-        try:
-            rows.run()
-        except BlockingIOError:
-            self._lend(fd, ours)
-            raise
-        os.close(ours)
+    def give_back(self, thread: Thread, fd: int) -> None:
+        """Close what was lent as `fd`."""
+        thread.call("close", fd)
+        os.close(self._lent.pop(fd))
 
     def _lend(self, theirs: int, ours: int) -> None:
         self._lent[theirs] = ours
@@ -329,7 +327,30 @@ class Foothold:
         except OSError as error:
             raise terrain.another_program() from error
 
-    # -- call lists
+    # -- single calls, and call lists
+
+    def have(self, work: Callable[[Thread], _T]) -> _T:
+        """Hold a thread, and do with it what takes single calls.
+
+        Should we be killed meanwhile, what it was doing is not undone.
+
+        Args:
+            work: done once, but for signals that come before its first call.
+        """
+        if self._astray:
+            raise BlockingIOError(errno.EBUSY, _UNFINISHED)
+        for _ in range(_TRIES):
+            with contextlib.suppress(Interrupted), self.threads.one_stopped() as held:
+                self._verify()
+                thread = Thread(self.threads, held[0], self._code)
+                try:
+                    with thread.calling():
+                        thread.block_signals()
+                        return work(thread)
+                except BlockingIOError:
+                    self._astray = True
+                    raise
+        raise BlockingIOError(errno.EBUSY, _STEADY)
 
     def spare(self, size: int, like: int) -> int:
         """Give addresses where the process has nothing mapped, for one use.

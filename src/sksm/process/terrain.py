@@ -14,23 +14,20 @@ from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 _AT_SYSINFO_EHDR = 33  # include/uapi/linux/auxvec.h
 
 
-def vdso(pid: int) -> Span:
-    """Find the vdso's pages.
+def vdso_and_hole(pid: int) -> tuple[Span, Span]:
+    """Find the vdso's pages, and addresses far from where the kernel maps anything.
 
     Raises:
-        OSError: ENOEXEC if there is none; ESRCH in the middle of execve.
+        OSError: ENOEXEC if there is no vdso; ESRCH in the middle of execve.
     """
-    for line in _layout(pid).split(b"\n"):
+    layout = Path(f"/proc/{pid}/maps").read_bytes()
+    for line in layout.split(b"\n"):
         if line.endswith(b" [vdso]"):
             ((start, stop),) = maps.all_bounds(line).tolist()
-            return Span(start, stop)
+            return Span(start, stop), _largest_hole(layout)
     if vdso_address(pid) or not _auxiliary_vector(pid):
         raise another_program()  # or in the middle of execve, or of its end
     raise OSError(errno.ENOEXEC, "it has no vdso")
-
-
-def _layout(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/maps").read_bytes()
 
 
 def vdso_address(pid: int) -> int:
@@ -66,9 +63,9 @@ def lives(owner: stub.Owner) -> bool:
     return not mine and 0 < owner.born == born(owner.pid)  # 0: it was killed at once
 
 
-def largest_hole(pid: int) -> Span:
-    """Find addresses far from where the kernel puts new mappings."""
-    found = maps.all_bounds(_layout(pid))
+def _largest_hole(layout: bytes) -> Span:
+    """Find the middle of the most unused addresses in a text of /proc/PID/maps."""
+    found = maps.all_bounds(layout)
     starts, stops = found[found[:, 1] < 1 << 47].T.tolist()
     starts, stops = [*starts, (1 << 47) - PAGE_SIZE], [1 << 30, *stops]
     size, start = max(

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from sksm.linux import calls, pagemap, userfaultfd
+from sksm.linux import pagemap, userfaultfd
+from sksm.process.borrowing import Thread
 from sksm.process.foothold import Foothold
-from sksm.process.there import There
 from sksm.spans import Span
 
 
@@ -119,39 +119,42 @@ def open_there(foothold: Foothold, features: int) -> tuple[int, bool]:
     Raises:
         OSError: EOPNOTSUPP if it cannot be had.
     """
-    whole, there = True, _opened_by_us(foothold)
-    for whole in (True, False):
-        if there is None:
-            mode = 0 if whole else userfaultfd.UFFD_USER_MODE_ONLY
-            rows = calls.CallList(There(foothold))
-            rows.syscall("userfaultfd", os.O_CLOEXEC | mode)
-            there = _descriptor(rows)
-        if there is not None:
-            break
-    if there is None:
-        raise OSError(errno.EOPNOTSUPP, FORBIDDEN)
-    ours = foothold.take(there)
+    device = _device()
+    try:
+        ours, whole = foothold.have(lambda thread: _opened(foothold, thread, device))
+    finally:
+        if device is not None:
+            os.close(device)
     userfaultfd.enable(ours, features)
     return ours, whole
 
 
-def _opened_by_us(foothold: Foothold) -> int | None:
+def _device() -> int | None:
+    with contextlib.suppress(OSError):
+        return os.open(userfaultfd.DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    return None
+
+
+def _opened(foothold: Foothold, thread: Thread, device: int | None) -> tuple[int, bool]:
+    """Have a thread open one, as good as can be, and give it to us."""
+    if device is not None:
+        lent = foothold.receive(thread, device)
+        new = (lent, userfaultfd.USERFAULTFD_IOC_NEW, os.O_CLOEXEC)
+        there = _tried(thread, "ioctl", *new)
+        foothold.give_back(thread, lent)
+        if there is not None:
+            return foothold.take(thread, there), True
+    for whole, mode in ((True, 0), (False, userfaultfd.UFFD_USER_MODE_ONLY)):
+        there = _tried(thread, "userfaultfd", os.O_CLOEXEC | mode)
+        if there is not None:
+            return foothold.take(thread, there), whole
+    raise OSError(errno.EOPNOTSUPP, FORBIDDEN)
+
+
+def _tried(thread: Thread, name: str, *args: int) -> int | None:
     try:
-        device = os.open(userfaultfd.DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        return thread.call(name, *args)
+    except ProcessLookupError:
+        raise
     except OSError:
         return None
-    try:
-        lent = foothold.lend(device)
-    finally:
-        os.close(device)
-    rows = calls.CallList(There(foothold))
-    rows.syscall("ioctl", lent, userfaultfd.USERFAULTFD_IOC_NEW, os.O_CLOEXEC)
-    there = _descriptor(rows)
-    with contextlib.suppress(BlockingIOError):
-        foothold.give_back(lent)
-    return there
-
-
-def _descriptor(rows: calls.CallList) -> int | None:
-    (result,) = rows.run().results.tolist()
-    return int(result) if result >= 0 else None
