@@ -1,9 +1,9 @@
 """Stand in for a program that runs below us: pass signals on, stop and end as it does.
 
-A program of its own, `python -IS stand_in.py SOCKET PID`: it has one thread, where
-the libraries of the command have left some that take signals, and little memory.
-Whoever waits for the program tells on the socket how that stopped and how it ended
-(waitpid(2)), in four bytes each.
+A program of its own, `python -IS stand_in.py SOCKET PIDFD -- CMD...`: it has one
+thread, where the libraries of the command have left some that take signals, and
+little memory. Whoever waits for the program tells on the socket how that stopped and
+how it ended (waitpid(2)), in four bytes each. CMD is there for those who look.
 """
 
 from __future__ import annotations

@@ -1,10 +1,15 @@
 """What nobody maps any more is given back, and nothing else."""
 
+import os
+
+import psutil
 import pytest
 
+from sksm.daemon.reclaimer import Reclaimer
 from sksm.linux import libc
 from sksm.pages import BATCH_PAGES
 from sksm.spans import PAGE_SIZE
+from sksm.store.local import LocalStore
 from tests.support import content
 
 PAGES = 64
@@ -170,3 +175,12 @@ def test_nothing_is_given_back_while_a_client_is_in_the_middle_of_a_merge(
 
     busy.end()  # killed in the middle: its lease ends with it
     assert daemon.status(reclaim=True).slots == 0
+
+
+@pytest.mark.parametrize(("age", "remembered"), [(-60.0, 0), (60.0, 1)])
+def test_of_all_clients_only_those_older_than_the_pool_are_remembered(age, remembered):
+    """Any process that is younger may have got hold of it; and they are ever more."""
+    reclaimer = Reclaimer(LocalStore(), psutil.Process().create_time() + age)
+    for _ in range(3):
+        reclaimer.client_came(os.getpid())
+    assert len(reclaimer._older) == remembered

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from sksm.linux import libc
 from sksm.store.local import LocalStore
@@ -29,15 +31,20 @@ class Reclaimer:
     def __init__(self, store: LocalStore, born: float) -> None:
         self._store = store
         self._born = born
-        self._clients: set[int] = set()  # all that there ever were
+        self._older: set[int] = set()  # clients that were there before the store
         self._pause = _AFTER_NEW_PAGES
         self.due = _NEVER  # by time.monotonic
         self.reclaimed = 0
         self.held_back = ""  # why nothing could be given back the last time
 
     def client_came(self, pid: int) -> None:
-        """Remember a process that may map the pool from now on."""
-        self._clients.add(pid)
+        """Remember a process that may map the pool from now on.
+
+        Of those that began after the pool, anybody may have got hold of it.
+        """
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).create_time() < self._born:
+                self._older.add(pid)
 
     def client_left(self) -> None:
         """Look soon: its slots may be nobody's now."""
@@ -91,7 +98,7 @@ class Reclaimer:
                 os.fstat(self._store.pool),
                 len(live),
                 since=self._born,
-                clients=self._clients,
+                clients=self._older,
             )
             if census.unreadable:
                 pids = ", ".join(map(str, census.unreadable[:5]))

@@ -41,7 +41,7 @@ def take_census(
     Args:
         pool: `fstat` of the pool's file.
         slots: how many slots there are.
-        clients: processes that ever asked for the pool.
+        clients: processes older than the pool that asked for it.
         since: when the pool was made, in seconds since the epoch. A process that
             may not be looked at but is older, and not among `clients`, cannot
             have got hold of the pool.
