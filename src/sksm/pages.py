@@ -13,6 +13,7 @@ from sksm.linux.pagemap import Category
 from sksm.process import AddressSpace
 from sksm.report import MergeReport
 from sksm.spans import PAGE_SIZE, Span
+from sksm.store.alone import APART
 from sksm.store.pool import POOL_NAME
 
 BATCH_PAGES = 4096  # 16 MiB: as much as memory may rise while merging
@@ -55,7 +56,7 @@ class PageBatch:
     mapping: Mapping
     spans: tuple[Span, ...]  # ascending, apart from each other
     last: bool = False  # the last page of what is offered
-    lone: bool = False  # and all of it, and of its mapping: an object, perhaps
+    lone: bool = False  # and all of it: an object, perhaps, that may grow
 
     @property
     def pages(self) -> int:
@@ -194,16 +195,23 @@ def without_tail(
         mapping: whose pages they are.
         end: where the part of it ends that is offered.
         candidates: ascending, at least one.
-        lone: all of the mapping is offered, and nothing else.
+        lone: no more than a page is offered.
     """
     last = candidates[-1]
     if last.stop != end:
         return candidates, None
     edge = last.stop - PAGE_SIZE
     rest = [Span(last.start, edge)] if last.start < edge else []
-    lone &= mapping.span.pages == 1 and not is_pool(mapping)
+    lone &= _may_be_an_object(mapping)
     tail = PageBatch(mapping, (Span(edge, last.stop),), last=True, lone=lone)
     return candidates[:-1] + rest, tail
+
+
+def _may_be_an_object(mapping: Mapping) -> bool:
+    """Say whether one page of a mapping may be all of what the program mapped."""
+    if is_pool(mapping):
+        return mapping.offset // PAGE_SIZE >= APART
+    return mapping.anonymous or mapping.span.pages == 1
 
 
 def continues(mapping: Mapping, behind: Mapping) -> bool:

@@ -64,7 +64,7 @@ def merge_all(
         followed = engine.in_place or (
             behind is not None and _goes_on(space, mapping, behind)
         )
-        lone = whole == mapping.span
+        lone = whole.pages == 1
         report += _merge_parts(space, _Offer(mapping, parts, followed, lone), engine)
     report.mappings_added = space.count_mappings(around) - mappings
     report.seconds = time.perf_counter() - started
@@ -106,7 +106,7 @@ class _Offer:
     mapping: Mapping
     parts: list[Span]
     followed: bool  # its memory goes on behind it
-    lone: bool  # nothing but all of it is offered
+    lone: bool  # no more than a page is
 
 
 def _merge_parts(space: AddressSpace, offer: _Offer, engine: Engine) -> MergeReport:

@@ -1,15 +1,18 @@
 """What nobody maps any more is given back, and nothing else."""
 
+import contextlib
 import os
 
 import psutil
 import pytest
 
+from sksm.daemon.client import RemoteStore
 from sksm.daemon.reclaimer import Reclaimer
 from sksm.linux import libc
 from sksm.pages import BATCH_PAGES
 from sksm.spans import PAGE_SIZE
 from sksm.store.local import LocalStore
+from tests.conftest import Memory
 from tests.support import content
 
 PAGES = 64
@@ -184,3 +187,17 @@ def test_of_all_clients_only_those_older_than_the_pool_are_remembered(age, remem
     for _ in range(3):
         reclaimer.client_came(os.getpid())
     assert len(reclaimer._older) == remembered
+
+
+def test_a_slot_that_stands_alone_is_given_back_when_nobody_maps_it(daemon):
+    """Not before: what was mapped from it may have grown behind it."""
+    some = Memory(1)
+    some.rows[:] = content(1, 1)
+    with contextlib.closing(RemoteStore(start=False)) as store:
+        (slot,), _, _ = store.offer(os.getpid(), [some.span], alone=True)
+        where = (libc.PROT_READ | libc.PROT_WRITE, libc.MAP_PRIVATE, store.pool)
+        at = libc.mmap(None, 4 * PAGE_SIZE, *where, int(slot) * PAGE_SIZE)
+        assert daemon.status(reclaim=True).slots == 1
+        libc.munmap(at, PAGE_SIZE)
+        assert daemon.status(reclaim=True).slots == 0
+    libc.munmap(at, 4 * PAGE_SIZE)

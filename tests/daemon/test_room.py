@@ -109,7 +109,7 @@ def test_a_daemon_without_memory_for_a_request_refuses_it(here, monkeypatch, err
     """Room for the pages to be read into is memory, too; the daemon goes on."""
     server, client = here
 
-    def lacking(*_):
+    def lacking(*_, **__):
         raise error
 
     monkeypatch.setattr(server._store, "offer", lacking)

@@ -2,6 +2,7 @@
 //
 //   program rounds THREADS    merge equal pages, write, merge again, in each thread
 //   program leftovers         the same, twice: then nothing of ours is left in it
+//   program singles           objects of one page, which may grow
 //   program again             merge, write, merge again: it takes no more mappings
 //   program errors            what is no range, and what cannot merge
 //   program other             advise another process (process_madvise)
@@ -104,6 +105,33 @@ static void in_threads(int count) {
   for (int n = 0; n < count; n++) CHECK(!pthread_join(threads[n], 0));
 }
 
+// Objects of one page: they share, part and share again, and may grow.
+static void singles(void) {
+  char *one = fresh(1), *two = fresh(1), *grown;
+  int told = frame(one) != 0;
+  for (int round = 0; round < 3; round++) {
+    fill(one, 1, 40 + round);
+    fill(two, 1, 40 + round);
+    CHECK(!madvise(one, PAGE, MADV_MERGE));
+    CHECK(!madvise(two, PAGE, MADV_MERGE));
+    if (told) CHECK(shared(one, two));
+    CHECK(holds(one, 1, 40 + round) && holds(two, 1, 40 + round));
+    two[0] ^= 2;
+    if (told) CHECK(!shared(one, two));
+    CHECK(holds(one, 1, 40 + round));
+  }
+  CHECK(!madvise(two, PAGE, MADV_MERGE));
+  grown = mremap(one, PAGE, 16 * PAGE, MREMAP_MAYMOVE);
+  CHECK(grown != MAP_FAILED);
+  CHECK(holds(grown, 1, 42));
+  for (long at = PAGE; at < 16 * PAGE; at++) CHECK(grown[at] == 0);
+  fill(grown, 16, 7);
+  CHECK(!madvise(grown, 16 * PAGE, MADV_MERGE));
+  CHECK(holds(grown, 16, 7));
+  munmap(grown, 16 * PAGE);
+  munmap(two, PAGE);
+}
+
 // How many descriptors there are, and how many mappings.
 static void count(long *files, long *mappings) {
   DIR *listing = opendir("/proc/self/fd");
@@ -119,8 +147,10 @@ static void leftovers(void) {
   long files[2], mappings[2];
   count(files, mappings);
   in_threads(1);
+  singles();
   count(files, mappings);  // now the thread's stack is there, and malloc's second heap
   in_threads(1);
+  singles();
   count(files + 1, mappings + 1);
   CHECK(files[0] == files[1]);
   CHECK(mappings[0] == mappings[1]);
@@ -217,6 +247,7 @@ int main(int argc, char **argv) {
   const char *what = argc > 1 ? argv[1] : "";
   if (!strcmp(what, "rounds")) in_threads(atoi(argv[2]));
   else if (!strcmp(what, "leftovers")) leftovers();
+  else if (!strcmp(what, "singles")) singles();
   else if (!strcmp(what, "again")) again();
   else if (!strcmp(what, "errors")) errors();
   else if (!strcmp(what, "other")) other();

@@ -83,6 +83,12 @@ def test_it_answers_as_the_proposed_kernel_would(run, program, what):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_objects_of_one_page_share_and_may_grow(run, program):
+    """Behind their page there is nothing, and what is nothing reads as zeros."""
+    done = run(program, "singles")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_memory_that_is_merged_again_does_not_fall_to_pieces(run, program):
     """The last page stays apart from the rest, and the rest together."""
     done = run(program, "again")

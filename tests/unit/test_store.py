@@ -1,6 +1,7 @@
 """A store in this process: what it takes, what it refuses, what it gives back."""
 
 import contextlib
+import mmap
 import os
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import pytest
 
 from sksm.fingerprints import fingerprint
 from sksm.spans import PAGE_SIZE, Span
-from sksm.store import UNSEEN
-from sksm.store.local import FULL, LocalStore
+from sksm.store import UNSEEN, alone
+from sksm.store.alone import APART
+from sksm.store.local import FULL, NO_MORE_ALONE, LocalStore
 
 
 @pytest.fixture
@@ -189,3 +191,85 @@ def test_offers_of_nothing_are_answered(store):
     slots, fresh, refusal = store.offer(os.getpid(), [])
     assert (len(slots), len(fresh), refusal) == (0, 0, "")
     store.drop(np.empty(0, np.int64))
+
+
+# -- slots that stand alone
+
+
+def offer_alone(store, some):
+    return store.offer(os.getpid(), [some.span], alone=True)
+
+
+def test_behind_a_slot_that_stands_alone_there_is_nothing(store, memory, different):
+    """For as long as addresses reach; and its page is found as any other."""
+    some = memory(3)
+    some.rows[:2] = different(2)
+
+    slots, fresh, refusal = offer_alone(store, some)
+
+    assert (fresh.tolist(), refusal) == ([True, True, False], "")
+    assert slots.tolist() == [APART, 2 * APART, UNSEEN]  # zeros need none
+    for slot, row in zip(slots[:2], some.rows, strict=False):
+        assert content(store, slot) == bytes(row)
+        assert content(store, slot + 1) == content(store, slot + APART - 1)
+        assert content(store, slot + 1) == bytes(PAGE_SIZE)
+    assert store.lookup(fingerprint(some.rows, store.seed)).tolist() == slots.tolist()
+    assert store.used().tolist() == slots[:2].tolist()
+    assert store.usage()["slots"] == 2
+    again, fresh, _ = offer_alone(store, some)
+    assert (again.tolist(), fresh.any()) == (slots.tolist(), False)
+
+
+def test_pages_that_have_a_slot_get_another_one_that_stands_alone(
+    store, memory, different
+):
+    """Among others they are found where they were first."""
+    some = memory(2)
+    some.rows[:] = different(2)
+    ordinary, _, _ = store.offer(os.getpid(), [some.span])
+    alone, _, _ = offer_alone(store, some)
+    assert (alone >= APART).all()
+    found = store.lookup(fingerprint(some.rows, store.seed))
+    assert found.tolist() == ordinary.tolist()
+
+
+def test_slots_that_stand_alone_are_given_back_and_used_again(store, memory, different):
+    """With what somebody read behind them."""
+    some = memory(2)
+    some.rows[:] = different(2)
+    slots, _, _ = offer_alone(store, some)
+    with mmap.mmap(store.pool, PAGE_SIZE * 2, offset=APART * PAGE_SIZE) as view:
+        assert view[PAGE_SIZE] == 0  # which takes a page of the file
+    assert store.usage()["pool_bytes"] == 3 * PAGE_SIZE
+
+    store.drop(slots[:1])
+
+    assert store.usage()["pool_bytes"] == PAGE_SIZE
+    assert store.lookup(fingerprint(some.rows, store.seed))[0] == UNSEEN
+    some.rows[0] = different(1)[0]
+    again, fresh, _ = offer_alone(store, some)
+    assert (again.tolist(), fresh.tolist()) == (slots.tolist(), [True, False])
+    assert content(store, APART) == bytes(some.rows[0])
+
+
+def test_more_single_pages_than_there_is_room_for_are_refused(
+    store, memory, different, monkeypatch
+):
+    """The file ends somewhere. What there is serves on."""
+    monkeypatch.setattr(alone, "_MOST", 2)
+    some = memory(3)
+    some.rows[:] = different(3)
+    slots, _, refusal = offer_alone(store, some)
+    assert (slots.tolist(), refusal) == ([APART, 2 * APART, UNSEEN], NO_MORE_ALONE)
+
+
+def test_the_last_slot_that_stands_alone_is_within_a_file(store, memory, different):
+    """Whose size is a signed number of 64 bits."""
+    some = memory(1)
+    some.rows[:] = different(1)
+    store._alone._next = alone._MOST * APART
+    slots, fresh, _ = offer_alone(store, some)
+    assert (slots.tolist(), fresh.all()) == ([alone._MOST * APART], True)
+    assert content(store, slots[0]) == bytes(some.rows[0])
+    store.drop(slots)
+    assert store.usage()["pool_bytes"] == 0

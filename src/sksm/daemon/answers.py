@@ -58,9 +58,10 @@ class Answers:
         ]
         try:
             if request.pid:
-                slots, fresh, refusal = self._take_of_other(request.pid, spans)
+                found = self._take_of_other(request.pid, spans, request.alone)
             else:
-                slots, fresh, refusal = self._store.offer(client, spans)
+                found = self._store.offer(client, spans, alone=request.alone)
+            slots, fresh, refusal = found
         except (OSError, MemoryError) as error:
             who = request.pid or client
             _log.exception("cannot take %d pages of process %d", pages, who)
@@ -72,7 +73,7 @@ class Answers:
             slots.tobytes(), fresh.tobytes(), refusal, self._store.written
         )
 
-    def _take_of_other(self, pid: int, spans: list[Span]) -> Offered:
+    def _take_of_other(self, pid: int, spans: list[Span], alone: bool) -> Offered:
         """Take pages of a process that is no client, if it belongs to the domain.
 
         It must before and afterwards: meanwhile it may have become another's, or
@@ -82,7 +83,7 @@ class Answers:
             pages = sum(span.pages for span in spans)
             slots, fresh = np.full(pages, UNSEEN, np.int64), np.zeros(pages, bool)
             return slots, fresh, f"it does not belong to domain {self._domain.name}"
-        slots, fresh, refusal = self._store.offer(pid, spans)
+        slots, fresh, refusal = self._store.offer(pid, spans, alone=alone)
         if not self._domain.admits(pid):
             self._store.drop(np.unique(slots[fresh]))
             slots[:], fresh[:] = UNSEEN, False

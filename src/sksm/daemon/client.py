@@ -101,23 +101,24 @@ class RemoteStore:
         self.written = reply.written
         return self._slots(reply.slots, len(prints))
 
-    def offer(self, pid: int, spans: Iterable[Span]) -> Offered:
+    def offer(self, pid: int, spans: Iterable[Span], *, alone: bool = False) -> Offered:
         """Have the daemon take pages of a process into the pool."""
-        return next(self.offers(pid, [list(spans)]))
+        return next(self.offers(pid, [list(spans)], alone=alone))
 
     def offers(
-        self, pid: int, parts: Iterable[list[Span]]
+        self, pid: int, parts: Iterable[list[Span]], *, alone: bool = False
     ) -> Generator[Offered, None, None]:
         """Say all the requests at once: the daemon works while answers are used."""
         if self._reads_itself and pid != os.getpid():
-            yield from self._copies(pid, parts)
+            yield from self._copies(pid, parts, alone)
             return
         asked = []
         for spans in parts:
             runs = np.array(
                 [(span.start // PAGE_SIZE, span.pages) for span in spans], np.int64
             )
-            self._say(protocol.Offer(runs.tobytes(), 0 if pid == os.getpid() else pid))
+            whose = 0 if pid == os.getpid() else pid
+            self._say(protocol.Offer(runs.tobytes(), whose, alone))
             asked.append(int(runs[:, 1].sum()))
         try:
             while asked:
@@ -127,7 +128,7 @@ class RemoteStore:
                 self._offered(asked.pop(0))
 
     def _copies(
-        self, pid: int, parts: Iterable[list[Span]]
+        self, pid: int, parts: Iterable[list[Span]], alone: bool
     ) -> Generator[Offered, None, None]:
         """Offer copies of another process's pages, as pages of our own."""
         for spans in parts:
@@ -137,7 +138,7 @@ class RemoteStore:
             rows = room[first : first + size].reshape(-1, PAGE_SIZE)
             read_pages(pid, spans, rows)
             start = rows.ctypes.data
-            yield self.offer(os.getpid(), [Span(start, start + size)])
+            yield self.offer(os.getpid(), [Span(start, start + size)], alone=alone)
 
     def _offered(self, pages: int) -> Offered:
         reply, _ = self._hear(protocol.Offered)

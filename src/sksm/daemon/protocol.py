@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-VERSION = 3
+VERSION = 4
 MOST_PAGES = 4096  # in one request
 LARGEST = 1 << 17  # bytes of a message; a socket takes 200 KiB unless told otherwise
 
@@ -57,6 +57,7 @@ class Offer(msgspec.Struct, tag=True):
 
     runs: bytes  # pairs (int64) of page number and count
     pid: int = 0  # 0: mine
+    alone: bool = False  # as for `Store.offer`
 
 
 class Offered(msgspec.Struct, tag=True):

@@ -76,13 +76,12 @@ class Reclaimer:
                 self.due = time.monotonic() + 1.0
                 return
             try:
-                live = self._twice_seen()
+                dead = self._twice_unseen(used)
                 libc.trim()  # what taking pages in, and looking, took
             except (OSError, MemoryError) as error:
                 self.held_back = f"cannot look at every process: {error}"
                 return
-            if live is not None:
-                self._drop(used[~live[used]])
+            self._drop(dead)
 
     def _drop(self, dead: npt.NDArray[np.int64]) -> None:
         self._store.drop(dead)
@@ -90,19 +89,18 @@ class Reclaimer:
         if len(dead):
             self._pause = _AFTER_NEW_PAGES
 
-    def _twice_seen(self) -> npt.NDArray[np.bool_] | None:
-        """Look twice which slots are mapped; None if some process does not say."""
-        live = np.zeros(self._store.slots, bool)
+    def _twice_unseen(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Look twice which slots are mapped; give the others, or none."""
         for _ in range(2):
             census = take_census(
                 os.fstat(self._store.pool),
-                len(live),
+                self._store.slots,
                 since=self._born,
                 clients=self._older,
             )
             if census.unreadable:
                 pids = ", ".join(map(str, census.unreadable[:5]))
                 self.held_back = f"may not look at the mappings of process {pids}"
-                return None
-            live |= census.live
-        return live
+                return slots[:0]
+            slots = census.unmapped(slots)
+        return slots

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sksm.engines import plan
 from sksm.fingerprints import fingerprint, of_zeros
 from sksm.linux.maps import Mapping
-from sksm.pages import LAST_PAGE, PageBatch
+from sksm.pages import LAST_PAGE, PageBatch, is_pool
 from sksm.process import (
     BUSY,
     CHANGED,
@@ -29,7 +29,7 @@ from sksm.process import (
 )
 from sksm.report import MergeReport
 from sksm.spans import PAGE_SIZE, Span, groups
-from sksm.store import UNSEEN, ZERO, Store
+from sksm.store import UNSEEN, ZERO, Offered, Store
 
 _OFFER_PAGES = 512  # of new data at a time: the store works on while we exchange
 # Gives the fingerprints of pages by number, as far back as they were taken; None if
@@ -147,43 +147,23 @@ class PoolEngine:
             prints = fingerprint(space.read(batch.spans), self._store.seed)
         slots = self._store.lookup(prints)
         slots[prints == of_zeros(self._store.seed)] = ZERO
-        if batch.lone and not (slots[0] == ZERO and batch.mapping.anonymous):
-            report.refuse(LAST_PAGE, 1)  # grown, it would show what lies behind
+        if batch.lone and not (batch.mapping.anonymous or is_pool(batch.mapping)):
+            report.refuse(LAST_PAGE, 1)  # grown, it would show more of the file
             return report
+        if batch.lone and slots[0] != ZERO:
+            slots[0] = UNSEEN  # grown, it would show what lies behind other slots
         self._all_new = bool((slots == UNSEEN).all())
         own = plan.own_gaps(numbers, slots)
         report.add(unique=own.sum())
-        fresh = self._offer(space, numbers, slots, own, report)
+        spans = _spans(numbers[(slots == UNSEEN) & ~own])
+        fresh = np.zeros(len(slots), bool)
+        if spans:
+            offered = self._store.offer(space.pid, spans, alone=batch.lone)
+            fresh = _fill_in(slots, own, offered, report)
         runs = plan.runs(numbers, slots, own)
         runs = self._affordable(space, batch.mapping, runs, report)
         report += self._exchange(space, batch, numbers, runs, fresh)
         return report
-
-    def _offer(
-        self,
-        space: AddressSpace,
-        numbers: npt.NDArray[np.int64],
-        slots: npt.NDArray[np.int64],
-        own: npt.NDArray[np.bool_],
-        report: MergeReport,
-    ) -> npt.NDArray[np.bool_]:
-        """Have the store take the unseen pages; fill in their slots.
-
-        Returns:
-            Which pages are new to the store, shape (n,).
-        """
-        fresh = np.zeros(len(slots), bool)
-        unseen = np.flatnonzero((slots == UNSEEN) & ~own)
-        if not len(unseen):
-            return fresh
-        spans = _spans(numbers[unseen])
-        slots[unseen], fresh[unseen], refusal = self._store.offer(space.pid, spans)
-        left = int((slots[unseen] == UNSEEN).sum())
-        if refusal:
-            report.refuse(refusal, left)
-        else:
-            report.add(changed=left)  # gone, or all zeros, by now
-        return fresh
 
     def _exchange(
         self,
@@ -269,6 +249,28 @@ class PoolEngine:
         return sorted(kept, key=lambda run: run.first)
 
 
+def _fill_in(
+    slots: npt.NDArray[np.int64],
+    own: npt.NDArray[np.bool_],
+    offered: Offered,
+    report: MergeReport,
+) -> npt.NDArray[np.bool_]:
+    """Fill in the slots of pages that were offered.
+
+    Returns:
+        Which pages are new to the store, shape (n,).
+    """
+    fresh = np.zeros(len(slots), bool)
+    unseen = np.flatnonzero((slots == UNSEEN) & ~own)
+    slots[unseen], fresh[unseen], refusal = offered
+    left = int((slots[unseen] == UNSEEN).sum())
+    if refusal:
+        report.refuse(refusal, left)
+    else:
+        report.add(changed=left)  # gone, or all zeros, by now
+    return fresh
+
+
 def _count(
     report: MergeReport, run: plan.Run, verdict: int, fresh: npt.NDArray[np.bool_]
 ) -> None:
@@ -298,7 +300,7 @@ def _exchange_of(
         tuple((first - run.first, stop - run.first) for first, stop in run.own),
         anonymous=batch.mapping.anonymous,
         not_forked="dc" in batch.mapping.flags,
-        apart=batch.last,
+        apart=batch.last and not batch.lone,
     )
 
 

@@ -32,7 +32,8 @@ class Comparison:
     """
 
     def __init__(self, mem: int, pool: int) -> None:
-        self._mem = mem
+        self._mem, self._pool = mem, pool
+        self._far = np.zeros(_PIECE_BYTES, np.uint8)
         self._copy = np.zeros(_PIECE_BYTES, np.uint8)
         self._zeros = np.zeros(_PIECE_BYTES, np.uint8)
         self._executor = ThreadPoolExecutor(1)
@@ -56,16 +57,23 @@ class Comparison:
         return self._executor.submit(lambda: list(map(self._equal, items))).result
 
     def _equal(self, item: Exchange) -> bool:
-        copy, zeros = self._copy.ctypes.data, self._zeros.ctypes.data
+        copy = self._copy.ctypes.data
         # SAFETY: buffers of ours; the pool's file reaches as far as its slots, and
         # cannot shrink.
         return all(
             self._read(address, self._copy[:size])
-            and not libc.memcmp(
-                copy, zeros if offset is None else self._view + offset, size
-            )
+            and not libc.memcmp(copy, self._twin(offset, size), size)
             for address, offset, size in _cut(item)
         )
+
+    def _twin(self, offset: int | None, size: int) -> int:
+        """Give the address of what lies in the pool, or of zeros."""
+        if offset is None:
+            return int(self._zeros.ctypes.data)
+        if offset + size <= _VIEW_BYTES:
+            return self._view + offset
+        os.preadv(self._pool, [self._far[:size].data], offset)  # it stands alone
+        return int(self._far.ctypes.data)
 
     def _read(self, address: int, into: NDArray[np.uint8]) -> bool:
         try:

@@ -61,8 +61,15 @@ class Store(Protocol):
         """Find each fingerprint's slot; `UNSEEN` where there is none."""
         ...
 
-    def offer(self, pid: int, spans: Iterable[Span]) -> Offered:
-        """Take the pages of `spans` of process `pid` into the pool, unless known."""
+    def offer(self, pid: int, spans: Iterable[Span], *, alone: bool = False) -> Offered:
+        """Take the pages of `spans` of process `pid` into the pool, unless known.
+
+        Args:
+            pid: the process.
+            spans: whole pages of it, that are in memory.
+            alone: to slots behind which there are only holes, as far as addresses
+                reach: such as are needed for mappings that may grow.
+        """
         ...
 
     def offers(

@@ -16,11 +16,13 @@ from sksm.fingerprints import fingerprint, new_seed, of_zeros
 from sksm.process.reading import read_pages
 from sksm.spans import PAGE_SIZE, Span, groups
 from sksm.store import UNSEEN, Offered
+from sksm.store.alone import Alone, stands_alone
 from sksm.store.index import Index
 from sksm.store.pool import POOL_NAME, Pool
 
 _GROUP_PAGES = 1024  # read, hashed and written at a time
 FULL = "no memory left for the pool"
+NO_MORE_ALONE = "too many single pages are merged"
 _LACK = (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT)
 
 
@@ -31,6 +33,7 @@ class LocalStore:
         self.seed = new_seed()
         self.keeper = os.getpid()
         self._index = Index()
+        self._alone = Alone()
         self._pool = Pool(POOL_NAME)
         self._rows = np.empty((_GROUP_PAGES, PAGE_SIZE), np.uint8)
         self.written = 0
@@ -89,10 +92,11 @@ class LocalStore:
     def lookup(self, prints: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Find each fingerprint's slot; `UNSEEN` where there is none."""
         slots = self._index.lookup(prints)
+        self._alone.fill_in(prints, slots)
         self.written = self._filled_behind(slots)
         return slots
 
-    def offer(self, pid: int, spans: Iterable[Span]) -> Offered:
+    def offer(self, pid: int, spans: Iterable[Span], *, alone: bool = False) -> Offered:
         """Copy pages of a process into the pool, unless equal ones are there."""
         pieces = list(spans)
         pages = sum(piece.pages for piece in pieces)
@@ -104,7 +108,8 @@ class LocalStore:
             stop = at + sum(piece.pages for piece in group)
             try:
                 rows = read_pages(pid, group, self._rows)
-                slots[at:stop], fresh[at:stop], refused = self._take(rows)
+                take = self._take_alone if alone else self._take
+                slots[at:stop], fresh[at:stop], refused = take(rows)
             except OSError as error:
                 if error.errno not in (errno.EFAULT, errno.ESRCH, errno.EPERM):
                     raise
@@ -151,23 +156,47 @@ class LocalStore:
         slots[unknown] = by_name[names]
         return slots, fresh, ""
 
+    def _take_alone(self, rows: npt.NDArray[np.uint8]) -> Offered:
+        prints = fingerprint(rows, self.seed)
+        slots, fresh = np.full(len(rows), UNSEEN, np.int64), np.zeros(len(rows), bool)
+        for at in np.flatnonzero(prints != np.uint64(of_zeros(self.seed))).tolist():
+            print_ = int(prints[at])
+            slots[at] = self._alone.find(print_)
+            if slots[at] != UNSEEN:
+                continue
+            if (slot := self._alone.choose()) == UNSEEN:
+                return slots, fresh, NO_MORE_ALONE
+            try:
+                self._pool.put_alone(rows[at : at + 1], slot)
+            except OSError as error:
+                if error.errno not in _LACK:
+                    raise
+                return slots, fresh, f"{FULL} ({os.strerror(error.errno)})"
+            self._alone.add(print_, slot)
+            slots[at], fresh[at] = slot, True
+        return slots, fresh, ""
+
     def usage(self) -> dict[str, int]:
         """Say what the store occupies, in bytes and slots."""
         return {
-            "slots": len(self._index),
+            "slots": len(self._index) + len(self._alone),
             "pool_bytes": self._pool.nbytes,
             "index_bytes": self._index.nbytes,
         }
 
     def used(self) -> npt.NDArray[np.int64]:
         """List the slots in use, ascending."""
-        return self._index.used()
+        return np.concatenate([self._index.used(), self._alone.used()])
 
     def drop(self, slots: npt.NDArray[np.int64]) -> None:
         """Give back slots that nobody maps and nobody is about to map."""
-        if len(slots):
-            self._index.remove(slots)
-            self._pool.free(slots)
+        alone = stands_alone(slots)
+        if not alone.all():
+            self._index.remove(slots[~alone])
+            self._pool.free(slots[~alone])
+        self._alone.remove(slots[alone])
+        for slot in slots[alone].tolist():
+            self._pool.free_alone(slot)
 
 
 def _lock_holder(inode: int) -> int:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from sksm.linux import libc, memfd
 from sksm.spans import PAGE_SIZE
+from sksm.store.alone import APART
 
 POOL_NAME = "sksm-pool"
 _GROWTH = 1 << 30  # of the file's size, which is sparse and costs nothing
@@ -80,6 +81,19 @@ class Pool:
         self._free = self._free[~np.isin(self._free, slots, assume_unique=True)]
         self.slots = max(self.slots, int(slots[-1]) + 1)
         return slots
+
+    def put_alone(self, row: npt.NDArray[np.uint8], slot: int) -> None:
+        """Write a page into a slot that stands alone; errors as `put`."""
+        self._grow(slot + APART)  # behind the end of the file is SIGBUS
+        try:
+            _write_all(self.fd, row, slot * PAGE_SIZE)
+        except OSError:
+            self.free_alone(slot)
+            raise
+
+    def free_alone(self, slot: int) -> None:
+        """Give back a slot that stands alone, with what somebody read behind it."""
+        libc.fallocate(self.fd, _PUNCH, slot * PAGE_SIZE, APART * PAGE_SIZE)
 
     def free(self, slots: npt.NDArray[np.int64]) -> None:
         """Give slots back that nobody maps, ascending."""

@@ -19,6 +19,7 @@ import psutil
 from sksm.linux import maps, pagemap
 from sksm.linux.pagemap import Category
 from sksm.spans import PAGE_SIZE, Span
+from sksm.store.alone import stands_alone
 
 
 @dataclasses.dataclass(slots=True)
@@ -26,8 +27,16 @@ class Census:
     """What a walk over all processes found."""
 
     live: npt.NDArray[np.bool_]  # by slot
+    alone: set[int]  # slots that are live and stand alone
     mappers: dict[int, int]  # process -> bytes of the pool it maps
     unreadable: list[int]  # processes that may map the pool, and do not say
+
+    def unmapped(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Give those of some slots, ascending, that are not live."""
+        far = stands_alone(slots)
+        near, lone = slots[~far], slots[far]
+        seen = np.array(sorted(self.alone), np.int64)
+        return np.concatenate([near[~self.live[near]], lone[~np.isin(lone, seen)]])
 
 
 def take_census(
@@ -46,7 +55,7 @@ def take_census(
             may not be looked at but is older, and not among `clients`, cannot
             have got hold of the pool.
     """
-    census = Census(np.zeros(slots, bool), {}, [])
+    census = Census(np.zeros(slots, bool), set(), {}, [])
     done: set[tuple[int, float]] = set()
     while new := _processes() - done:
         for pid, born in new:
@@ -69,7 +78,7 @@ def _look_at(census: Census, pool: os.stat_result, pid: int, harmless: bool) -> 
     try:
         text = Path(f"/proc/{pid}/maps").read_bytes()
         if len(shown := maps.showing(text, pool)):
-            _mark(census.live, pid, shown)
+            _mark(census, pid, shown)
             census.mappers[pid] = int((shown[:, 1] - shown[:, 0]).sum())
     except (FileNotFoundError, ProcessLookupError):
         return  # it ended: whatever it mapped is gone with it
@@ -92,7 +101,7 @@ def _in_domain(pid: int) -> bool:
     return str(os.getuid()) in uids
 
 
-def _mark(live: npt.NDArray[np.bool_], pid: int, shown: npt.NDArray[np.int64]) -> None:
+def _mark(census: Census, pid: int, shown: npt.NDArray[np.int64]) -> None:
     """Mark the slots that mappings of the pool, ascending, show: `maps.showing`."""
     firsts, stops, offsets = shown.T // PAGE_SIZE
     numbers = pagemap.spread(firsts, stops - firsts)
@@ -102,7 +111,9 @@ def _mark(live: npt.NDArray[np.bool_], pid: int, shown: npt.NDArray[np.int64]) -
         private = copied(table, [Span(*bounds) for bounds in shown[:, :2].tolist()])
     finally:
         os.close(table)
-    live[slots[~np.isin(numbers, private) & (slots < len(live))]] = True
+    mapped = slots[~np.isin(numbers, private)]
+    census.live[mapped[mapped < len(census.live)]] = True
+    census.alone |= set(mapped[stands_alone(mapped)].tolist())
 
 
 def copied(table: int, spans: Sequence[Span]) -> npt.NDArray[np.int64]:
