@@ -52,7 +52,8 @@ def run(command: Sequence[str]) -> NoReturn:
     fds = (here.fileno(), program)
     for fd in fds:
         os.set_inheritable(fd, True)
-    os.execv(sys.executable, [sys.executable, "-IS", stand_in.__file__, *map(str, fds)])
+    words = ["-IS", stand_in.__file__, *map(str, fds), "--", *command]  # for ps(1)
+    os.execv(sys.executable, [sys.executable, *words])
 
 
 def _trace(

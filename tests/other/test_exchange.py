@@ -15,9 +15,10 @@ from sksm.linux.features import Feature
 from sksm.pages import is_pool, why_not
 from sksm.pipeline import merge_all
 from sksm.process import CHANGED, DONE, Exchange, other
+from sksm.process.comparing import Comparison
 from sksm.process.local import ThisProcess
 from sksm.process.other import UNPROTECTED, OtherProcess
-from sksm.spans import PAGE_SIZE
+from sksm.spans import PAGE_SIZE, Span
 from sksm.store.local import LocalStore
 from sksm.store.pool import POOL_NAME
 from tests.conftest import frames
@@ -177,6 +178,35 @@ def test_trying_tells_what_smaps_tells(monkeypatch, there, other_space, deed, pa
         (m.span, m.prot, why_not(m)) for m in before
     ]
     assert maps.mappings(piece.pid, piece.span) == before
+
+
+# -- comparing
+
+
+def test_comparisons_that_are_under_way_together_do_not_mix(memory, different):
+    """Each says of its own pages whether they equal theirs, large or small."""
+    some = memory(2048)
+    some.rows[:] = different(2048)
+    pool = os.memfd_create(POOL_NAME)
+    os.write(pool, some.rows)
+    mem = os.open("/proc/self/mem", os.O_RDONLY)
+    sizes = [512, 1, 700, 2, 300, 33] * 20
+    firsts = np.random.default_rng(3).integers(0, 2048 - 700, len(sizes)).tolist()
+    comparison = Comparison(mem, pool)
+    for shift in (0, 1):  # 1: each page beside another's twin
+        begun = [
+            comparison.begin([whole_of(some, first, size, first + shift)])
+            for first, size in zip(firsts, sizes, strict=True)
+        ]
+        assert [equal() for equal in begun] == [[not shift]] * len(sizes)
+    comparison.close()
+    os.close(mem)
+    os.close(pool)
+
+
+def whole_of(some, first, count, slot):
+    start = some.address + first * PAGE_SIZE
+    return Exchange(Span(start, start + count * PAGE_SIZE), RW, slot)
 
 
 # -- equal pages

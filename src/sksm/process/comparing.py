@@ -16,15 +16,15 @@ from sksm.process import Exchange
 from sksm.spans import PAGE_SIZE
 
 _PIECE_BYTES = 64 * PAGE_SIZE  # both sides stay in the cache
-_AT_ONCE_PAGES = 32  # take less time than to have another thread begin
 _VIEW_BYTES = 1 << 42  # of addresses for a pool: 4 TiB
 
 
 class Comparison:
     """One pool, beside the memory of one process.
 
-    A thread of its own compares, while threads of the process are held for the pages
-    before: the kernel and memcmp(3) work without the interpreter.
+    A thread of its own compares, one item after the other, while threads of the process
+    are held for the pages before: the kernel and memcmp(3) work without the
+    interpreter.
 
     Args:
         mem: an open /proc/PID/mem. Reading it pins nothing.
@@ -51,9 +51,6 @@ class Comparison:
         That says which items' pages, but for their own ones, equal their twins. Pages
         that are gone equal nothing.
         """
-        if sum(item.span.pages for item in items) <= _AT_ONCE_PAGES:
-            equal = list(map(self._equal, items))
-            return lambda: equal
         return self._executor.submit(lambda: list(map(self._equal, items))).result
 
     def _equal(self, item: Exchange) -> bool:
@@ -62,18 +59,19 @@ class Comparison:
         # cannot shrink.
         return all(
             self._read(address, self._copy[:size])
-            and not libc.memcmp(copy, self._twin(offset, size), size)
+            and (twin := self._twin(offset, size))
+            and not libc.memcmp(copy, twin, size)
             for address, offset, size in _cut(item)
         )
 
     def _twin(self, offset: int | None, size: int) -> int:
-        """Give the address of what lies in the pool, or of zeros."""
+        """Give the address of what lies in the pool, or of zeros; 0 if it does not."""
         if offset is None:
             return int(self._zeros.ctypes.data)
         if offset + size <= _VIEW_BYTES:
             return self._view + offset
-        os.preadv(self._pool, [self._far[:size].data], offset)  # it stands alone
-        return int(self._far.ctypes.data)
+        got = os.preadv(self._pool, [self._far[:size].data], offset)  # it stands alone
+        return int(self._far.ctypes.data) if got == size else 0
 
     def _read(self, address: int, into: NDArray[np.uint8]) -> bool:
         try:

@@ -116,7 +116,7 @@ class OtherProcess:
             return None
         if flags.too_small(found) or flags.have_shadow_stacks(self.pid):
             return None
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # who has to know of it asks again
             return flags.with_flags(found, span, There(self._established()))
         return None
 
