@@ -11,6 +11,9 @@ from click.testing import CliRunner
 
 from sksm import ancestry, running
 from sksm.commands.main import main
+from sksm.daemon import protocol
+from sksm.daemon.client import RemoteStore
+from sksm.errors import SksmError
 from sksm.linux import ksm, libc, notify
 from sksm.process import permission
 from tests.commands.conftest import PROGRAM
@@ -164,6 +167,26 @@ def test_a_kernel_that_lets_nobody_listen_is_an_error(
     result = sksm_here("run", "true")
     assert result.exit_code == exit_code
     assert words in result.stderr
+
+
+@pytest.mark.usefixtures("runtime")
+def test_a_program_that_nobody_may_trace_is_not_started(sksm_here, monkeypatch):
+    """The daemon finds out (scope 2 of Yama, say), and the command tells."""
+    hear = RemoteStore._hear
+
+    def refused(store, kind, fds=0):
+        if kind is protocol.Supervised:
+            raise SksmError("sksmd refused: for a reason")
+        return hear(store, kind, fds)
+
+    monkeypatch.setattr(RemoteStore, "_hear", refused)
+    monkeypatch.setattr(libc, "prctl", lambda *_: 0)
+    monkeypatch.setattr(running, "answered", lambda: False)
+    monkeypatch.setattr(notify, "listen", lambda: os.open(os.devnull, os.O_RDONLY))
+    monkeypatch.setattr(os, "execvp", lambda *_: pytest.fail("started"))
+    result = sksm_here("run", "true")
+    assert result.exit_code == 4
+    assert "for a reason" in result.stderr
 
 
 def test_a_kernel_that_forgets_at_exec_is_an_error(sksm_here, monkeypatch):

@@ -17,7 +17,7 @@ print(json.dumps({"told": sys.argv[2:]}), flush=True)
 subprocess.run(["sh", "-c", '"$@" & echo $!', "sh", *one], stdout=sys.stderr)
 time.sleep(100)
 """
-_WORKS = "import time\nwhile time.process_time() < 0.4: pass\n"
+_WORKS = "import time\nwhile time.process_time() < 0.6: pass\n"
 
 
 def command(works):
