@@ -1,4 +1,6 @@
-"""Times its own calls: `python -m bench.caller ROUNDS PAGES`, under `sksm run` or not.
+"""Times its own calls: `python -m bench.caller ROUNDS PAGES MIB`.
+
+Under `sksm run` or not. It has MIB of small pages besides, that nobody offers.
 
 Prints JSON: seconds of each madvise, of MADV_MERGE and of an ordinary advice.
 """
@@ -20,9 +22,12 @@ _ORDINARY_CALLS = 2000
 
 def main() -> None:
     """Call, and say how long each call took."""
-    rounds, pages = map(int, sys.argv[1:])
+    rounds, pages, mib = map(int, sys.argv[1:])
     array = memory.buffer(pages * PAGE_SIZE + PAGE_SIZE)
     memory.fill(array, _SEED)
+    # Below it, where the text of smaps comes first.
+    besides = memory.buffer(mib << 20)
+    besides[:: PAGE_SIZE // 8] = 1
     at, size = array.ctypes.data, pages * PAGE_SIZE
     merges = []
     if pages:

@@ -14,7 +14,12 @@ from bench.results import Measure, Options, Row, Wrong
 from sksm.linux.features import Feature, missing
 
 _CALLS = 20  # a round
-_MANY = 400  # pages: about libc's code
+_LARGE_MIB = 2048
+_CALLED = (  # pages of a call; and what the program has besides
+    ("pages_1", "one page", 1, 0),
+    ("pages_1_large", "one page beside 2 GiB", 1, _LARGE_MIB),
+    ("pages_400", "400 pages", 400, 0),  # about libc's code
+)
 _RUN = [sys.executable, "-m", "sksm.commands.main", "run", "--"]
 
 
@@ -25,20 +30,18 @@ def measure(options: Options) -> Row:
         row.skipped = reason
         return row
     with daemon.own():
-        for pages in (1, _MANY):
-            rounds = [_called(pages)["merges"] for _ in range(options.rounds)]
-            name = f"pages_{pages}"
+        for name, label, pages, mib in _CALLED:
+            rounds = [_called(pages, mib)["merges"] for _ in range(options.rounds)]
             medians = [statistics.median(calls) for calls in rounds]
             p99 = [float(np.quantile(calls, 0.99)) for calls in rounds]
-            label = f"{pages} pages" if pages > 1 else "one page"
             row.measures += [
                 Measure(f"{name}_median_seconds", f"{label}, median", medians),
                 Measure(f"{name}_p99_seconds", "  p99", p99),
             ]
         bare, under = [], []
         for _ in range(options.rounds):
-            bare.append(statistics.median(_called(0, supervised=False)["ordinary"]))
-            under.append(statistics.median(_called(0)["ordinary"]))
+            bare.append(statistics.median(_called(0, 0, supervised=False)["ordinary"]))
+            under.append(statistics.median(_called(0, 0)["ordinary"]))
     ratios = [one / other for one, other in zip(under, bare, strict=True)]
     row.measures += [
         Measure("bare_median_seconds", "another advice, bare", bare),
@@ -48,8 +51,9 @@ def measure(options: Options) -> Row:
     return row
 
 
-def _called(pages: int, *, supervised: bool = True) -> dict[str, list[float]]:
-    command = [sys.executable, "-m", "bench.caller", str(_CALLS), str(pages)]
+def _called(pages: int, mib: int, *, supervised: bool = True) -> dict[str, list[float]]:
+    words = map(str, (_CALLS, pages, mib))
+    command = [sys.executable, "-m", "bench.caller", *words]
     done = subprocess.run(
         [*(_RUN if supervised else []), *command], capture_output=True, text=True
     )
