@@ -129,21 +129,20 @@ class _Trial:
             for row in (cleared, split):
                 script.otherwise(row, len(script))
             self._cleared[flag] = cleared, split
-        script.otherwise(self._whole, len(script))
+        for row in (self._locked, self._whole):
+            script.otherwise(row, len(script))
 
     def read(self, results: npt.NDArray[np.int64]) -> set[str] | None:
         """Say which flags there are; None if something came between."""
+        if results[self._locked] == -EBUSY:  # and may not grow: the limit may forbid it
+            return {"lo"}
         if results[self._whole] != -ENOMEM:
             return None
-        flags = {
-            flag
-            for flag, row, sign in (
-                ("lo", self._locked, -EBUSY),
-                ("sl", self._sealed, -EPERM),
-                ("gd", self._grows, 0),
-            )
-            if results[row] == sign
-        }
+        flags = set()
+        if results[self._sealed] == -EPERM:
+            flags.add("sl")
+        if results[self._grows] == 0:
+            flags.add("gd")
         for flag, (cleared, split) in self._cleared.items():
             if results[cleared] == -EINVAL:  # special mapping; droppable
                 flags.add("io" if flag != "wf" else "dp")
