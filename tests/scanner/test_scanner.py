@@ -164,6 +164,19 @@ def test_a_process_that_becomes_another_program_is_watched_anew(world, holder):
     assert one.ask("sum") == two.ask("sum")
 
 
+def test_a_program_that_took_the_place_of_another_is_no_failure(world, holder):
+    """Whatever it is by which that shows: here by how large it has become."""
+    one = holder(SAME)
+    world.epochs(1)
+    member = world.member(one.pid)
+    one.ask("exec")
+    one.ask("hold", SAME)  # by the new one
+    member._layout._size = []  # another one than before
+    with pytest.raises(ProcessLookupError) as caught:
+        member._layout.news()
+    assert caught.value.errno == errno.ESRCH
+
+
 def test_a_process_that_ends_is_forgotten(world, holder):
     """The others stay as they are."""
     one, two = holder(SAME), holder(SAME)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -70,7 +71,8 @@ class Layout:
         self._size, self._skipped = size, 0
         text = maps.text(self._table)
         if not text:
-            raise ProcessLookupError("it has ended, or runs another program")
+            gone = "it has ended, or runs another program"
+            raise ProcessLookupError(errno.ESRCH, gone)
         if text == self._text:
             return None
         known = frozenset(self._text.split(b"\n"))
