@@ -41,6 +41,10 @@ class DaemonUnreachable(SksmError):
     exit_code = 5
 
 
+class Busy(SksmError):
+    """A process could not be stopped just now; later it may."""
+
+
 class ProcessGone(SksmError):
     """The process ended meanwhile: an ordinary outcome."""
 

@@ -7,7 +7,7 @@ import dataclasses
 import errno
 from collections.abc import Iterator
 
-from sksm.errors import SksmError
+from sksm.errors import Busy, SksmError
 from sksm.estimate import Worth
 from sksm.process import permission
 from sksm.report import MergeReport
@@ -44,7 +44,7 @@ def failures_of(outcome: Outcome) -> Iterator[None]:
     except SksmError as error:
         outcome.error = error
     except BlockingIOError as error:
-        outcome.error = SksmError(f"process {outcome.pid}: {error}")
+        outcome.error = Busy(f"process {outcome.pid}: {error}")
     except ConnectionError:
         raise
     except OSError as error:

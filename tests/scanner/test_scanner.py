@@ -16,7 +16,7 @@ from sksm.process.domain import Domain
 from sksm.process.other import OtherProcess
 from sksm.scanner.group import Group
 from sksm.scanner.scanner import Target
-from sksm.scanner.watched import FEW_PAGES
+from sksm.scanner.watched import FEW_PAGES, Watched
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 from sksm.store.reclaim import copied
 from tests.conftest import end_daemon
@@ -159,6 +159,25 @@ def test_a_process_that_becomes_another_program_is_watched_anew(world, holder):
     world.epochs(1)  # finds the old one gone
     world.scanner._select_at = 0.0
     world.epochs(7)
+    assert merged(one.pid, inside(one)) == 100
+    assert world.scanner.refused == {}
+    assert one.ask("sum") == two.ask("sum")
+
+
+def test_who_cannot_be_stopped_just_now_is_tried_again(world, holder, monkeypatch):
+    """A thread of it may have been in the disk, or not back from who was killed."""
+    one, two = holder(SAME), holder(SAME)
+    share, failed = Watched.share, []
+
+    def busy(member, *args):
+        if member.pid == one.pid and not failed:
+            failed.append(member)
+            raise BlockingIOError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return share(member, *args)
+
+    monkeypatch.setattr(Watched, "share", busy)
+    world.epochs(16)
+    assert failed
     assert merged(one.pid, inside(one)) == 100
     assert world.scanner.refused == {}
     assert one.ask("sum") == two.ask("sum")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from sksm.daemon import runtime
 from sksm.engines import choice
-from sksm.errors import DaemonUnreachable, NotToBeShared, ProcessGone, SksmError
+from sksm.errors import Busy, DaemonUnreachable, NotToBeShared, ProcessGone, SksmError
 from sksm.linux import ksm, libc
 from sksm.outcomes import Outcome, failures_of
 from sksm.process import domain, status
@@ -24,7 +24,8 @@ from sksm.scanner.watched import Watched
 _SELECT_SECONDS = 2.0  # from one look for processes to the next
 _NEWS = 0.001  # of all pages: fewer that became due are no news
 _LIVELY = 5  # times as many that were written to are: they will come to rest
-_PASSING = (ProcessGone, DaemonUnreachable, NotToBeShared)  # to be tried again
+# To be tried again.
+_PASSING = (Busy, ProcessGone, DaemonUnreachable, NotToBeShared)
 _log = logging.getLogger(__name__)
 
 
