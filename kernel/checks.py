@@ -37,8 +37,11 @@ _PYTEST = ("-p", "no:cacheprovider", "-p", "no:randomly", "-q", "--timeout", "60
 _REAL = ("-k", "not emulated")  # here is what other kernels emulate
 _BY_CALL = ("-k", "kernel and not emulated")  # and not by ksmd: it takes long enough
 
-# `sksm run`, where it may trace its descendants only; one way of linking is enough.
-_BELOW = ("-m", "not slow", "-k", "below and not static")
+# `sksm run`, where it may trace its descendants only: the program, and what it starts.
+_BELOW = (
+    "-k",
+    "below_is or (below and dynamic and (equal_pages or has_it_too))",
+)
 # With Yama's scope 1, and without what lets root trace anybody.
 _UNDER_YAMA: tuple[str | Path, ...] = (
     "sh",
