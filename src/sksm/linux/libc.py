@@ -83,7 +83,6 @@ def address_of(name: str) -> int:
 
 # SAFETY: raw addresses. Callers are `sksm.linux` and `sksm.process` only.
 madvise = _declare("madvise", c_void_p, c_size_t, c_int)
-msync = _declare("msync", c_void_p, c_size_t, c_int)
 mprotect = _declare("mprotect", c_void_p, c_size_t, c_int)
 munmap = _declare("munmap", c_void_p, c_size_t)
 mmap = _declare(

@@ -171,14 +171,6 @@ def count_within(table: int, span: Span) -> int:
     return int(np.sum((every[:, 0] < span.stop) & (every[:, 1] > span.start)))
 
 
-def bounds(table: int, address: int) -> Span | None:
-    """Give the bounds of the mapping at `address`, as `query` would."""
-    there = _query(table, address)
-    if there is None or there.vma_start > address:
-        return None
-    return Span(there.vma_start, there.vma_end)
-
-
 class procmap_query(Structure):
     """Argument of `PROCMAP_QUERY`; build ids are not asked for."""
 

@@ -79,7 +79,7 @@ def _hidden(pid: int) -> bool:
 def _denial(pid: int) -> str:
     theirs, ours = status.read(pid), status.read(os.getpid())
     scope = yama_scope()
-    if not int(ours["CapEff"], 16) >> CAP_SYS_PTRACE & 1:
+    if not _may_trace(ours):
         reason = _without_capability(pid, theirs, ours)
         if reason or scope:
             return reason or _yama(scope)
@@ -116,9 +116,12 @@ def _without_capability(
 
 def only_descendants() -> bool:
     """Say whether Yama lets this process trace its descendants, and nobody else."""
-    if yama_scope() != 1:
-        return False
-    return not int(status.read(os.getpid())["CapEff"], 16) >> CAP_SYS_PTRACE & 1
+    return yama_scope() == 1 and not _may_trace(status.read(os.getpid()))
+
+
+def _may_trace(ours: dict[str, str]) -> bool:
+    """Say whether a status tells of CAP_SYS_PTRACE."""
+    return bool(int(ours["CapEff"], 16) >> CAP_SYS_PTRACE & 1)
 
 
 def _yama(scope: int) -> str:
