@@ -122,5 +122,6 @@ def test_the_view_tells_of_each_process_and_of_the_whole():
 def test_the_view_says_that_there_is_nobody_and_that_there_are_more():
     """An empty table says nothing, and one of thousands too much."""
     assert "Nobody to watch yet" in shown(figures(1))
+    assert "9.0 MiB saved" in shown(figures(1, saved_net_bytes=9 << 20))
     many = [ProcessFigures(n, "x", 0, 0, 0, 0, 0, 0) for n in range(1, 30)]
     assert "and 9 more" in shown(figures(1, processes=many))

@@ -89,6 +89,6 @@ class Screen:
 
 def _curve(values: list[int]) -> str:
     """Draw values as bars; what is below zero has none."""
-    top = max(*values, PAGE_SIZE) if len(values) > 1 else PAGE_SIZE
+    top = max([*values, PAGE_SIZE])
     steps = len(_BARS) - 1
     return "".join(_BARS[max(0, round(value / top * steps))] for value in values)
