@@ -32,6 +32,12 @@ def sksm_program():
 
 
 @pytest.fixture
+def in_80_columns(monkeypatch):
+    """Print as on a terminal of that width, also on a pipe."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
 def answer_of():
     """Give `answer_of(text)`: the one JSON object in it, of the schema promised."""
 

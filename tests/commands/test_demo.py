@@ -50,6 +50,7 @@ def test_small_demo_proves_everything(sksm_program, data_file, answer_of, runtim
     assert [path.name for path in runtime.glob("demo-*")] == []
 
 
+@pytest.mark.usefixtures("in_80_columns")
 def test_text_says_why_rss_does_not_fall(sksm_program, data_file):
     """On the first screen, in 80 columns, before anything is done."""
     done = sksm_program("demo", "--workers=2", "--no-ksmd", f"--data={data_file}")

@@ -97,6 +97,7 @@ def test_daemon_that_cannot_start_is_a_line_of_the_table(
 
 
 @pytest.mark.needs(Feature.MEMFD, Feature.PAGEMAP, Feature.PROCESS_VM_READV)
+@pytest.mark.usefixtures("in_80_columns")
 def test_this_kernel_can_merge(sksm_program, answer_of):
     """The real thing, in 80 columns: every trial ends in an outcome."""
     result = sksm_program("doctor", "--json")
@@ -175,6 +176,7 @@ def test_each_reason_has_its_bytes(sksm_here, answer_of, subject):
     assert all(part["meaning"] for part in found["parts"] if part["size_bytes"] > size)
 
 
+@pytest.mark.usefixtures("in_80_columns")
 def test_a_program_that_is_left_alone_is_told_why(sksm_here, monkeypatch, subject):
     """In words, with exit code 3, in 80 columns."""
     refuse = lambda *_, **__: "so it is"  # noqa: E731

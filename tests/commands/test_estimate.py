@@ -88,6 +88,7 @@ def open_state(pid):
     return process.status(), memory.uss, memory.rss, process.num_ctx_switches()
 
 
+@pytest.mark.usefixtures("in_80_columns")
 def test_text_fits_a_terminal(sksm_program, alike):
     """In 80 columns, with names in brackets as they are."""
     result = sksm_program("estimate", *(str(one.pid) for one in alike))

@@ -132,6 +132,7 @@ def test_answer_of_an_unmerge_has_what_is_promised(answer, alike, content):
     assert [piece.read() for piece in alike] == [content] * 2
 
 
+@pytest.mark.usefixtures("in_80_columns")
 def test_text_fits_a_terminal(sksm_program, alike):
     """Each process, the sum, how long they stood still, what was left."""
     pids = pids_of(*alike)

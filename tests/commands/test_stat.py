@@ -111,7 +111,7 @@ def test_without_daemon_it_says_so_and_starts_none(sksm_here, runtime):
     assert daemon_pid(runtime) is None
 
 
-@pytest.mark.usefixtures("merged")
+@pytest.mark.usefixtures("merged", "in_80_columns")
 def test_text_fits_a_terminal(sksm_program):
     """In 80 columns, and it names the parts of the sum."""
     text = sksm_program("stat").stdout

@@ -6,20 +6,21 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sksm.reporters import words
+from sksm.reporters import tables, words
 from sksm.reporters.words import duration, size
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sksm.commands.demonstration.ksmd import Cost
     from sksm.commands.demonstration.run import Plan, Result
 
 
 def open_with(plan: Plan) -> None:
     """Say what will happen, and what not to look at."""
-    console = words.out()
+    console = tables.out()
     data = size(plan.path.stat().st_size)
     console.print(
         f"[bold]{plan.workers} programs load the same file into memory of their own, "
@@ -40,7 +41,7 @@ def progress(steps: int) -> Iterator[Callable[[str], None]]:
         BarColumn(24),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
-        console=(console := Console(stderr=True)),
+        console=(console := tables.err()),
         transient=True,
         disable=not console.is_terminal,
     )
@@ -56,7 +57,7 @@ def progress(steps: int) -> Iterator[Callable[[str], None]]:
 
 def show(result: Result) -> None:
     """Print the figures, the proofs, and the verdict."""
-    console = words.out()
+    console = tables.out()
     _show_memory(console, result)
     _show_merges(console, result)
     for proof in result.proofs:
@@ -85,7 +86,7 @@ def _verdict(result: Result) -> str:
 
 def _show_memory(console: Console, result: Result) -> None:
     before, after = result.before, result.after
-    table = words.grid("", ">before", ">after", ">change")
+    table = tables.grid("", ">before", ">after", ">change")
     rows = (
         ("workers, sum of PSS", before.workers_pss_bytes, after.workers_pss_bytes),
         ("pool pages not mapped", 0, after.pool_unmapped_bytes),
@@ -126,7 +127,7 @@ def _show_memory(console: Console, result: Result) -> None:
 
 
 def _show_merges(console: Console, result: Result) -> None:
-    table = words.grid(">worker", ">pid", ">shared", ">new in the pool", ">time", ">")
+    table = tables.grid(">worker", ">pid", ">shared", ">new in the pool", ">time", ">")
     for number, merge in enumerate(result.merges, 1):
         table.add_row(
             "",

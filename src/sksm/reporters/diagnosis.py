@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from sksm.reporters import json, words
+from sksm.reporters import json, tables
 from sksm.reporters.words import size
 
 if TYPE_CHECKING:
@@ -37,13 +37,12 @@ def emit(found: Sequence[Diagnosis]) -> None:
 
 def show(found: Sequence[Diagnosis]) -> None:
     """Print a table for each process."""
-    console = words.out()
+    console = tables.out()
     for one in found:
         if one.error:
             continue
         console.print(f"[bold]Process {one.pid}, {escape(one.name)}[/]")
-        table = words.grid(">", "", "")
-        table.show_header = False
+        table = tables.grid(">", "", "")
         for part in one.parts:
             help_ = f"[dim]{escape(part.remedy)}[/]" if part.remedy else ""
             about = "\n".join(filter(None, (escape(part.meaning), help_)))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 
 from sksm import pages
-from sksm.reporters import json, words
+from sksm.reporters import json, tables, words
 from sksm.reporters.words import size
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sksm.commands.outlook import Heat, Outlook
     from sksm.estimate import Figures
 
@@ -65,7 +66,7 @@ def _flat(figures: Figures, heat: Heat | None) -> dict[str, Any]:
 
 def show(found: Outlook) -> None:
     """Print who holds what, what merging would free, and what stands against it."""
-    console = words.out()
+    console = tables.out()
     _show_processes(console, found)
     _show_gains(console, found)
     _show_rest(console, found)
@@ -74,7 +75,7 @@ def show(found: Outlook) -> None:
 def _show_processes(console: Console, found: Outlook) -> None:
     watched = found.heat is not None
     columns = [">pid", "process", ">looked at", ">duplicates", ">zeros"]
-    table = words.grid(*columns, *([">hot"] if watched else []), ">runs")
+    table = tables.grid(*columns, *([">hot"] if watched else []), ">runs")
     shown = found.processes[:_MOST_PROCESSES]
     rows = [(str(one.pid), one.name, one.figures, one.heat) for one in shown]
     if len(found.processes) > 1:
@@ -102,7 +103,7 @@ def _these(found: Outlook) -> str:
 
 
 def _show_gains(console: Console, found: Outlook) -> None:
-    table = words.grid("by engine", ">frees", ">costs", ">net")
+    table = tables.grid("by engine", ">frees", ">costs", ">net")
     for gain in found.gains:
         colour = "green" if gain.net_bytes >= 0 else "red"
         table.add_row(

@@ -13,7 +13,7 @@ from rich.markup import escape
 from sksm.errors import SksmError, Unsupported
 from sksm.process import runtimes
 from sksm.report import MergeReport
-from sksm.reporters import json, words
+from sksm.reporters import json, tables, words
 from sksm.reporters.words import duration, size
 from sksm.spans import PAGE_SIZE
 
@@ -127,12 +127,12 @@ def _sum(outcomes: Sequence[Outcome], field: str) -> int:
 
 def show(outcomes: Sequence[Outcome], wishes: Wishes) -> None:
     """Print what a merge did, or would do."""
-    console = words.out()
+    console = tables.out()
     done = [one for one in outcomes if not _error(one)]
     if wishes.dry_run:
         _show_plan(console, done)
         return
-    table = words.grid(
+    table = tables.grid(
         ">pid", "process", ">merged", ">zeros", ">first copy", ">PSS before", ">after"
     )
     for one in done[:_MOST_PROCESSES]:
@@ -159,7 +159,7 @@ _TIMES = ("before", "after")
 
 
 def _show_plan(console: Console, done: Sequence[Outcome]) -> None:
-    table = words.grid(">pid", "process", ">would be merged", ">zeros", ">hot")
+    table = tables.grid(">pid", "process", ">would be merged", ">zeros", ">hot")
     for one in done:
         if one.worth:
             found = (one.worth.twin_bytes, one.worth.zero_bytes, one.hot_bytes)
@@ -190,8 +190,8 @@ def _show_left(console: Console, done: Sequence[Outcome]) -> None:
 
 def show_unmerged(outcomes: Sequence[Outcome]) -> None:
     """Print what un-merging did."""
-    console = words.out()
-    table = words.grid(">pid", "process", ">un-merged", ">PSS before", ">after")
+    console = tables.out()
+    table = tables.grid(">pid", "process", ">un-merged", ">PSS before", ">after")
     done = [one for one in outcomes if not _error(one)]
     for one in done:
         sizes = (one.unmerged_bytes, one.pss_before, one.pss_after)

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sksm.reporters import tables
 
 if TYPE_CHECKING:
     from sksm.report import Step
@@ -19,7 +20,7 @@ _SHOWN_AFTER_SECONDS = 1.0
 @contextlib.contextmanager
 def progress() -> Iterator[Step]:
     """Show steps on stderr, if that is a terminal, once they have taken a second."""
-    console = Console(stderr=True)
+    console = tables.err()
     columns = BarColumn(24), TextColumn("{task.description}"), TimeElapsedColumn()
     bar = Progress(*columns, console=console, transient=True)
     begun = time.monotonic()

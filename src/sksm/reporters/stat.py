@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sksm.reporters import words
+from rich.markup import escape
+
+from sksm.reporters import tables, words
 from sksm.spans import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ _MOST_SHARERS = 20
 
 def show(found: Survey, status: Status | None, ksm: dict[str, int]) -> None:
     """Print who shares, then the sum, then KSM's."""
-    console = words.out()
+    console = tables.out()
     for pool in found.pools:
         _show_pool(console, pool)
     if found.pools:
@@ -40,10 +42,10 @@ def show(found: Survey, status: Status | None, ksm: dict[str, int]) -> None:
 def _show_ksm(console: Console, found: Survey) -> None:
     if not found.ksm_sharers:
         return
-    table = words.grid(">pid", "process", ">merged by KSM", ">net", ">PSS")
+    table = tables.grid(">pid", "process", ">merged by KSM", ">net", ">PSS")
     for one in sorted(found.ksm_sharers, key=lambda one: -one.merged_bytes):
         sizes = (one.merged_bytes, one.profit_bytes, one.pss_bytes)
-        table.add_row("", str(one.pid), one.name, *map(words.size, sizes))
+        table.add_row("", str(one.pid), escape(one.name), *map(words.size, sizes))
     console.print(table)
     console.print(
         f"  saved by KSM, net: [bold]{words.size(found.ksm_saved_bytes)}[/]"
@@ -52,14 +54,14 @@ def _show_ksm(console: Console, found: Survey) -> None:
 
 
 def _show_pool(console: Console, pool: PoolUse) -> None:
-    table = words.grid(
+    table = tables.grid(
         ">pid", "process", ">mapped", ">still shared", ">mappings", ">PSS"
     )
     for sharer in pool.sharers[:_MOST_SHARERS]:
         table.add_row(
             "",
             str(sharer.pid),
-            sharer.name,
+            escape(sharer.name),
             words.size(sharer.mapped_bytes),
             words.size(sharer.shared_bytes),
             f"{sharer.mappings:,}",
@@ -88,8 +90,7 @@ def _show_sum(console: Console, found: Survey, status: Status | None) -> None:
     mappings = sum(pool.mappings for pool in found.pools)
     by_pools = found.saved_bytes - found.ksm_saved_bytes
     colour = "green" if by_pools >= 0 else "red"
-    table = words.grid("", ">", "")
-    table.show_header = False
+    table = tables.grid("", ">", "")
     for label, nbytes, remark in (
         ("shared pages, in all processes", found.shared_bytes, ""),
         (

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from sksm.reporters import words
+from sksm.reporters import tables, words
 from sksm.reporters.words import duration, size
 from sksm.scanner.figures import Figures
 from sksm.spans import PAGE_SIZE
@@ -25,7 +25,7 @@ Tell = Callable[[Figures], None]
 @contextlib.contextmanager
 def live() -> Iterator[Tell]:
     """Show how things stand; the last of it stays on the screen."""
-    console = words.out()
+    console = tables.out()
     with Live(console=console, auto_refresh=False) as view:
         screen = Screen(console)
 
@@ -46,7 +46,7 @@ class Screen:
     def drawn(self, found: Figures) -> Group:
         """Draw what one epoch brought."""
         self._saved = [*self._saved, found.saved_net_bytes][-_HISTORY:]
-        table = words.grid(
+        table = tables.grid(
             ">pid", "process", ">memory", ">duplicates", ">merged", ">un-merged/s"
         )
         for one in found.processes[:_MOST_PROCESSES]:
