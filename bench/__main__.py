@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from bench import report, run
 from bench.results import Options
 from bench.rows import ROWS
+from sksm.reporters import tables
 
 _SMALLEST_MIB = 8
 
@@ -56,14 +56,14 @@ def main(
     pages that should have merged did not.
     """
     options = Options(rounds=rounds, size_bytes=size << 20, ksmd=not no_ksmd)
-    progress = Console(stderr=True)
+    progress = tables.err()
     started = time.perf_counter()
     rows = []
     with run.terminated_like_interrupted():
         for name in only or ROWS:
             with progress.status(f"Measuring: {ROWS[name]}"):
                 rows.append(run.measure(name, options))
-    console = Console()
+    console = tables.out()
     console.print(report.table(rows, options))
     for remark in report.remarks(rows):
         console.print(remark, markup=False, highlight=False)

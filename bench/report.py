@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich import box
 from rich.table import Table
 
 from bench import memory
 from bench.results import SCHEMA, Measure, Options, Row
+from sksm.reporters import tables
 
 # By the end of a measure's name: the unit shown, and its size in the name's own.
 UNITS = {
@@ -63,17 +63,9 @@ def _processor() -> str:
 def table(rows: list[Row], options: Options) -> Table:
     """Draw all rows: each measure with its spread over the rounds and its goal."""
     size = options.size_bytes >> 20
-    drawn = Table(
-        title=f"{options.rounds} rounds of {size} MiB",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    drawn.add_column("measure", no_wrap=True)
-    drawn.add_column("unit", no_wrap=True)
-    for name in ("min", "median", "max", "goal"):
-        drawn.add_column(name, justify="right", no_wrap=True)
-    drawn.add_column("", no_wrap=True)
+    title = f"{options.rounds} rounds of {size} MiB"
+    figures = (">min", ">median", ">max", ">goal")
+    drawn = tables.ruled("measure", "unit", *figures, "", title=title)
     for row in rows:
         drawn.add_row(f"[bold]{row.title}[/bold]")
         for measure in row.measures:

@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 from bench.programs.debian import Packages, packages
 from bench.results import Skipped, Wrong
-from rich.console import Console
 from rich.table import Table
 
 from kernel import building, checks, guest
 from kernel.building import Built, Kernel
 from kernel.checks import Verdict
+from sksm.reporters import tables
 
 CACHE = Path(__file__).parent.parent / "build" / "kernel"
 _WATCHED = ("small", "checks", "locking")
@@ -26,7 +26,7 @@ KERNELS = {kernel.name: kernel for kernel in (PATCHED, UNPATCHED, KASAN)}
 _SECONDS = 2400.0  # for all that one guest does
 _MEASURING_SECONDS, _MEASURING_MIB = 3600.0, 6144  # a thousand processes, four times
 
-console = Console(highlight=False)
+console = tables.out()
 Results = dict[str, dict[str, Verdict]]  # by kernel, by command
 
 
@@ -158,10 +158,7 @@ def upstream_problems(results: Results) -> list[str]:
 
 
 def _table(results: Results) -> Table:
-    table = Table(box=None, padding=(0, 1))
-    table.add_column("test")
-    for name in results:
-        table.add_column(name)
+    table = tables.grid("test", *results, indent=0)
     rows = dict.fromkeys(name for verdicts in results.values() for name in verdicts)
     for row in rows:
         cells = [verdicts.get(row) for verdicts in results.values()]

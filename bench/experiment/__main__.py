@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from bench import daemon, run
@@ -17,6 +16,7 @@ from bench.experiment import cases
 from bench.experiment.cases import Case
 from bench.results import Wrong
 from sksm.linux import ksm
+from sksm.reporters import tables
 
 _MIB = 1 << 20
 
@@ -33,7 +33,7 @@ def main(
 
     Beside them, patched ones that ksmd merges: wide open, and with its defaults.
     """
-    progress, console = Console(stderr=True), Console()
+    progress, console = tables.err(), tables.out()
     chosen = names or cases.CASES
     found: list[Case] = []
     with (
@@ -65,16 +65,15 @@ def main(
 
 
 def _table(found: list[Case], processes: int) -> Table:
-    table = Table(title=f"{processes} processes", box=None, padding=(0, 1))
-    table.add_column("case")
-    for column in (
-        "nr_anon_pages",
-        "MiB in all",
-        "recovered",
-        "time, s",
-        "ksmd, CPU s",
-    ):
-        table.add_column(column, justify="right")
+    table = tables.ruled(
+        "case",
+        ">nr_anon_pages",
+        ">MiB in all",
+        ">recovered",
+        ">time, s",
+        ">ksmd, CPU s",
+        title=f"{processes} processes",
+    )
     by_name = {case.name: case for case in found}
     for case in found:
         table.add_row(

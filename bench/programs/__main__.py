@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from bench import run
 from bench.programs import CREWS, measure, report
 from bench.programs.measure import Options
+from sksm.reporters import tables
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,7 +45,7 @@ def main(
     """
     looks = tuple(float(look) for look in sorted({0, 10, seconds}) if look <= seconds)
     options = Options(after_seconds=looks, engine=engine)
-    progress, console = Console(stderr=True), Console()
+    progress, console = tables.err(), tables.out()
     started = time.perf_counter()
     outcomes = []
     with run.terminated_like_interrupted():

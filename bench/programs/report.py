@@ -7,12 +7,12 @@ from importlib import metadata
 from typing import Any
 
 import msgspec
-from rich import box
 from rich.table import Table
 
 from bench.programs.measure import AFTER, BEFORE, DURING, Options, Outcome
 from bench.report import machine
 from bench.results import SCHEMA
+from sksm.reporters import tables
 from sksm.spans import PAGE_SIZE
 
 _ROWS = {
@@ -62,15 +62,8 @@ def _outcome_as_dict(outcome: Outcome) -> dict[str, Any]:
 
 def table(outcome: Outcome) -> Table:
     """Draw what the kernel said of one crew, before and after."""
-    drawn = Table(
-        title=f"{outcome.title}, MiB",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    drawn.add_column("", no_wrap=True)
-    for name in ("before", *(_when(look.seconds) for look in outcome.looks)):
-        drawn.add_column(name, justify="right", no_wrap=True)
+    when = (f">{_when(look.seconds)}" for look in outcome.looks)
+    drawn = tables.ruled("", ">before", *when, title=f"{outcome.title}, MiB")
     if outcome.before is None:
         return drawn
     all_ = [outcome.before, *(look.figures for look in outcome.looks)]

@@ -13,7 +13,6 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 
 from bench import run
 from bench.report import machine
@@ -31,6 +30,7 @@ from bench.scanner import (
 )
 from bench.scanner import guests as machines
 from bench.scanner.guests import Case
+from sksm.reporters import tables
 
 _File = click.Path(dir_okay=False, path_type=Path)
 
@@ -112,7 +112,7 @@ def guests(names: tuple[str, ...], by: str, against: Path | None, **given: Any) 
     cases = [*earlier, *_measured(names or scanners.CASES, options)]
     cases.sort(key=lambda case: scanners.CASES.index(case.name))
     found = outcome.outcomes(cases, by)
-    console = Console()
+    console = tables.out()
     console.print(report.table(cases, found, by))
     for remark in report.remarks(cases, found):
         console.print(remark, markup=False, highlight=False, soft_wrap=True)
@@ -163,12 +163,12 @@ def served(workers: int, clients: int, **given: Any) -> None:
 
 def _pair(title: str, started: Any, options: Any, given: dict[str, Any]) -> None:
     begun = time.monotonic()
-    with run.terminated_like_interrupted(), Console(stderr=True).status("") as status:
+    with run.terminated_like_interrupted(), tables.err().status("") as status:
         start = functools.partial(started, options)
         every, watch = options.every_seconds, options.watch
         runs = pairs.measure(start, every, watch, status.update)
     found = pair_report.effects(runs)
-    console = Console()
+    console = tables.out()
     console.print(pair_report.table(title, found))
     for remark in pair_report.remarks(runs):
         console.print(remark, markup=False, highlight=False, soft_wrap=True)
@@ -183,7 +183,7 @@ def _pair(title: str, started: Any, options: Any, given: dict[str, Any]) -> None
 
 def _measured(names: tuple[str, ...], options: machines.Options) -> list[Case]:
     found = []
-    progress = Console(stderr=True)
+    progress = tables.err()
     with run.terminated_like_interrupted(), progress.status("") as status:
         try:
             status.update("an image for the guests")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
-from rich import box
 from rich.table import Table
 
 from bench.programs.load import Phase
@@ -13,6 +12,7 @@ from bench.scanner import outcome, savings
 from bench.scanner.outcome import NEARLY
 from bench.scanner.pairs import WITHOUT, Run
 from bench.scanner.report import number, share
+from sksm.reporters import tables
 
 _MIB = 2.0**20
 
@@ -60,12 +60,7 @@ _ROWS: list[tuple[str, Callable[[Effect], str]]] = [
 
 def table(title: str, found: dict[str, Effect]) -> Table:
     """Draw the effect, by each way to count memory."""
-    drawn = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    drawn.add_column("net memory", no_wrap=True)
-    for by in found:
-        drawn.add_column(f"of the {by}", justify="right")
+    drawn = tables.ruled("net memory", *(f">of the {by}" for by in found), title=title)
     for label, cell in _ROWS:
         drawn.add_row(label, *(cell(one) for one in found.values()))
     return drawn

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from rich import box
 from rich.table import Table
 
 from bench.scanner.guests import Case
 from bench.scanner.outcome import Outcome
 from bench.scanner.scanners import NOTHING, SKSM, WIDE_OPEN
+from sksm.reporters import tables
 
 _MIB = 2.0**20
 _SAVED_GOAL = 0.95  # of what ksmd saves wide open
@@ -46,16 +46,10 @@ _ROWS: list[tuple[str, Callable[[Outcome], str]]] = [
 
 def table(cases: Sequence[Case], found: dict[str, Outcome], by: str) -> Table:
     """Draw all cases, a column each."""
-    drawn = Table(
-        title=f"{len(cases)} cases; savings and times by memory of the {by}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    drawn.add_column("", no_wrap=True)
+    title = f"{len(cases)} cases; savings and times by memory of the {by}"
     shown = [case for case in cases if case.name in found]
-    for case in shown:
-        drawn.add_column(case.name.replace("_", " "), justify="right")
+    names = (case.name.replace("_", " ") for case in shown)
+    drawn = tables.ruled("", *(f">{name}" for name in names), title=title)
     in_use = [number(case.looks[-1].machine_bytes / _MIB) for case in shown]
     drawn.add_row("in use at the end, MiB", *in_use)
     for label, cell in _ROWS:
