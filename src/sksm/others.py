@@ -207,8 +207,6 @@ class _Crew:
             engine = in_place or self._pool_engine(estimate, pid)
             with failures_of(outcome):
                 outcome.report = merge_all(space, spans, engine=engine)
-            for each in self._spaces.values():
-                each.settle()
             tell(pages)
             outcome.report.refuse(HOT, outcome.hot_bytes // PAGE_SIZE)
         if in_place:

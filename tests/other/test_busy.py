@@ -24,19 +24,17 @@ class Busy:
 
     def __init__(self, threads, number):
         self._left = number
-        for name in ("all_stopped", "one_stopped"):
+        for name in ("hold_all", "hold_one"):
             setattr(threads, name, self._around(getattr(threads, name)))
 
     def _around(self, inner):
-        @contextlib.contextmanager
-        def stopped(*args):
+        def hold(*args):
             self._left -= 1
             if self._left == -1:
                 raise BlockingIOError(errno.EBUSY, "not now")
-            with inner(*args) as held:
-                yield held
+            return inner(*args)
 
-        return stopped
+        return hold
 
     @property
     def happened(self):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -54,25 +55,31 @@ def foothold_in(pid):
             foothold.leave()
 
 
-@contextlib.contextmanager
-def held(foothold, check=lambda: None):
-    """Hold all threads of its process, and make a check; gives the threads."""
-    with foothold.threads.all_stopped() as tasks:
+def pid_when_held(foothold, check=lambda: None):
+    """Hold all threads, make a check, and have one of them ask for the number."""
+
+    def work(held):
         check()
-        yield tasks
+        rows = calls.CallList(There(foothold, held))
+        rows.call(GETPID, want=foothold.pid)
+        rows.call(GETTID)
+        return rows.run()
+
+    return foothold.threads.hold_all(work)
 
 
 def pid_by_call(foothold):
     """Have the process ask the kernel for its number."""
     rows = calls.CallList(There(foothold))
     rows.call(GETPID, want=foothold.pid)
+    rows.call(GETTID)
     return rows.run()
 
 
 def assert_works(foothold):
     done = pid_by_call(foothold)
-    assert done.met.all(), done
-    assert done.results.tolist() == [foothold.pid]
+    assert done.met[0], done
+    assert done.results[0] == foothold.pid
 
 
 # -- coming, working, going
@@ -224,11 +231,7 @@ def test_a_process_of_many_threads_is_one_process(subject, everyone):
     before = state_of(subject.pid)
     with foothold_in(subject.pid) as foothold:
         for _ in range(5):
-            with held(foothold) if everyone else contextlib.nullcontext([]) as tasks:
-                rows = calls.CallList(There(foothold, tasks))
-                rows.call(GETPID, want=subject.pid)
-                rows.call(GETTID)
-                done = rows.run()
+            done = pid_when_held(foothold) if everyone else pid_by_call(foothold)
             assert done.met[0]
             assert done.results[1] in (subject.pid, *tids)
     assert state_of(subject.pid) == before
@@ -246,10 +249,8 @@ def test_all_threads_are_held_while_a_check_is_made(subject):
         for tid in (subject.pid, *tids):
             seen[tid] = status_of(f"{subject.pid}/task/{tid}", "State")[0]
 
-    with foothold_in(subject.pid) as foothold, held(foothold, look) as tasks:
-        rows = calls.CallList(There(foothold, tasks))
-        rows.call(GETPID, want=subject.pid)
-        assert rows.run().met.all()
+    with foothold_in(subject.pid) as foothold:
+        assert pid_when_held(foothold, look).met[0]
     assert seen == dict.fromkeys((subject.pid, *tids), "t")
 
 
@@ -264,8 +265,8 @@ def test_a_check_that_fails_leaves_everything_undone(subject):
         raise Spoilt
 
     with foothold_in(subject.pid) as foothold:
-        with pytest.raises(Spoilt), held(foothold, fail):
-            pass
+        with pytest.raises(Spoilt):
+            pid_when_held(foothold, fail)
         assert_works(foothold)
         assert status_of(subject.pid, "TracerPid") == "0"
     assert subject.do("6 * 7") == 42
@@ -384,10 +385,7 @@ def test_signals_while_it_works_come_afterwards(subject):
 
     def work(check):
         try:
-            with held(foothold, check) as tasks:
-                rows = calls.CallList(There(foothold, tasks))
-                rows.call(GETPID, want=subject.pid)
-                return rows.run().met.all()
+            return pid_when_held(foothold, check).met[0]
         except BlockingIOError:  # the signal came first
             return False
 
@@ -399,17 +397,19 @@ def test_signals_while_it_works_come_afterwards(subject):
     assert subject.do("len(heard)") == 5
 
 
-def test_ctrl_c_lets_the_threads_go(subject):
-    """At once, wherever it comes; and the foothold is good for more."""
-    before = state_of(subject.pid)
+def test_ctrl_c_comes_when_the_threads_were_let_go(subject):
+    """What is done while they are held is done; and the foothold is good for more."""
+    before, done = state_of(subject.pid), []
 
-    def interrupted():
+    def work(_):
         os.kill(os.getpid(), signal.SIGINT)
-        poll(lambda: False)
+        time.sleep(0.05)  # longer than the handler takes
+        done.append(status_of(subject.pid, "TracerPid"))
 
     with foothold_in(subject.pid) as foothold:
-        with pytest.raises(KeyboardInterrupt), held(foothold, interrupted):
-            pass
+        with pytest.raises(KeyboardInterrupt):
+            foothold.threads.hold_all(work)
+        assert done != ["0"]
         assert status_of(subject.pid, "TracerPid") == "0"
         assert_works(foothold)
     assert state_of(subject.pid) == before

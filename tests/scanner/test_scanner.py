@@ -14,12 +14,14 @@ from sksm.linux import maps
 from sksm.pages import is_pool
 from sksm.process.domain import Domain
 from sksm.process.other import OtherProcess
+from sksm.scanner.figures import Ledger
 from sksm.scanner.group import Group
 from sksm.scanner.scanner import Target
 from sksm.scanner.watched import FEW_PAGES, Watched
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 from sksm.store.reclaim import copied
 from tests.conftest import end_daemon
+from tests.other.freezer import Freezer
 from tests.other.holder import Holder
 from tests.scanner.conftest import WATCHING, World
 
@@ -119,6 +121,24 @@ def test_whoever_comes_later_is_merged_with_those_before(world, holder):
     world.epochs(6)
     assert merged(three.pid, inside(three)) == 100
     assert one.ask("sum") == three.ask("sum")
+
+
+@pytest.mark.root
+def test_a_frozen_process_is_named_and_watched_when_it_is_thawed(world, holder):
+    """The others are merged meanwhile; it is none of those that are left for good."""
+    holder(SAME), holder(SAME)
+    late = holder(SAME)
+    with contextlib.closing(Freezer()) as group:
+        group.add(late.pid)
+        group.freeze()
+        ledger = Ledger(world.scanner)
+        epoch = world.epochs(6)[-1]
+        (named,) = ledger.figures(epoch).refused
+        assert (named.pid, world.scanner.refused) == (late.pid, {})
+        assert "frozen" in named.reason or "stopped in time" in named.reason
+    world.epochs(8)
+    assert merged(late.pid, inside(late)) == 100
+    assert ledger.figures(epoch).refused == []
 
 
 def test_children_are_watched_anew_and_what_fork_shares_is_no_gain(world, holder):

@@ -301,10 +301,11 @@ def test_many_starts_leave_nothing_behind(run, program, runtime, starts):
 @pytest.mark.parametrize("prefix", [[*BELOW, "run", "--"]])
 def test_who_is_left_to_us_is_buried(started, runtime):
     """The process above the program becomes the parent of orphans."""
-    one = started("sh", "-c", "(sleep 0.2 & echo $!); read word")
+    one = started("sh", "-c", "(sleep 1000 & echo $!); read word")
     orphan = int(one.stdout.readline())
     (above,) = supervisors(runtime)
     assert psutil.Process(orphan).ppid() == above.pid
+    os.kill(orphan, signal.SIGTERM)
     poll(lambda: not psutil.pid_exists(orphan))
 
 

@@ -225,22 +225,19 @@ def spinner():
         os.waitpid(pid, 0)
 
 
-@contextlib.contextmanager
-def held(threads):
+def when_held(threads, work):
     """Hold the one thread; one that has no processor just now takes its time."""
-    with contextlib.ExitStack() as scope:
 
-        def stopped():
-            with contextlib.suppress(BlockingIOError):
-                return scope.enter_context(threads.all_stopped())
-            return None
+    def attempt():
+        with contextlib.suppress(BlockingIOError):
+            return (threads.hold_one(work),)
+        return None
 
-        yield poll(stopped)[0]
+    return poll(attempt)[0]
 
 
 def where(threads):
-    with held(threads) as tid:
-        return ptrace.registers(tid).rip
+    return when_held(threads, ptrace.registers).rip
 
 
 def arithmetic(bits):
@@ -268,7 +265,8 @@ def test_registers_flags_and_mask_come_back_by_themselves(
     """
     threads, page = spinner
     code = page + 64
-    with held(threads) as tid:
+
+    def send(tid):
         found = ptrace.registers(tid)
         for name, value in zip(GENERAL, values, strict=True):
             setattr(found, name, value)
@@ -285,10 +283,13 @@ def test_registers_flags_and_mask_come_back_by_themselves(
         else:
             entered = stub.entering(found, code + stub.ROW, rbx=0, rbp=0)
         ptrace.set_registers(tid, entered)
+        return found
+
+    found = when_held(threads, send)
     poll(lambda: where(threads) == page)
-    with held(threads) as tid:
-        after = ptrace.registers(tid)
-        blocked = ptrace.signal_mask(tid)
+    after, blocked = when_held(
+        threads, lambda tid: (ptrace.registers(tid), ptrace.signal_mask(tid))
+    )
     unblockable = 1 << signal.SIGKILL - 1 | 1 << signal.SIGSTOP - 1
     assert blocked == mask & ~unblockable
     after.orig_rax = found.orig_rax

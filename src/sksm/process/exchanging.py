@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sksm.linux import calls
@@ -79,10 +80,6 @@ class Site:
         first, stop = span.start // PAGE_SIZE, span.stop // PAGE_SIZE
         return any(first <= page < stop for page in self._foothold.kernel_pages)
 
-    def settle(self) -> None:
-        """Let go of threads that could not stop while they waited at the barrier."""
-        self._foothold.threads.settle(_PAUSES[-1])
-
     def persist(self, attempt: Attempt, count: int) -> list[int]:
         """Hold all threads and make an attempt; several, if they would not stop.
 
@@ -92,16 +89,13 @@ class Site:
         for pause in _PAUSES:
             if verdicts := self.once(attempt):
                 return verdicts
-            self._foothold.threads.settle(pause)
+            time.sleep(pause)
         return [errno.EBUSY] * count
 
     def once(self, attempt: Attempt, patience_s: float | None = None) -> list[int]:
         """Hold all threads and make an attempt; gives [] if they would not stop."""
-        with (
-            contextlib.suppress(BlockingIOError),
-            self._foothold.threads.all_stopped(patience_s) as held,
-        ):
-            return attempt(held)
+        with contextlib.suppress(BlockingIOError):
+            return self._foothold.threads.hold_all(attempt, patience_s)
         return []
 
     def tidy(self, spans: Sequence[Span]) -> None:
@@ -178,7 +172,6 @@ class Exchanging:
 
         There it cannot be stopped.
         """
-        self._site.settle()
         attempt = functools.partial(self._compare_and_replace, some)
         return self._site.persist(attempt, len(some))
 

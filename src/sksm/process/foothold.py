@@ -15,6 +15,7 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -96,15 +97,14 @@ class Foothold:
         patience = _PATIENT_TRIES
         for _ in range(_TRIES):
             try:
-                with self.threads.all_stopped() as held:
-                    self._install(held)
+                self.threads.hold_all(self._install)
                 return
             except Interrupted:
                 continue
             except BlockingIOError:
                 if not (patience := patience - 1):
                     raise
-                self.threads.settle(_PAUSE_SECONDS)
+                time.sleep(_PAUSE_SECONDS)
         raise BlockingIOError(errno.EBUSY, _STEADY)
 
     def _install(self, held: list[int]) -> None:
@@ -199,18 +199,18 @@ class Foothold:
         try:
             for _ in range(0 if self._astray else _TRIES):
                 with contextlib.suppress(Interrupted, BlockingIOError):
-                    with self.threads.all_stopped() as held:
-                        self._verify()
-                        self._uninstall(held[0])
+                    self.threads.hold_all(self._uninstall)
                     return
-                self.threads.settle(_PAUSE_SECONDS)
+                time.sleep(_PAUSE_SECONDS)
         finally:
             self._line.close()
             self._line = None
             for fd in self._lent.values():
                 os.close(fd)
 
-    def _uninstall(self, tid: int) -> None:
+    def _uninstall(self, held: list[int]) -> None:
+        self._verify()
+        tid = held[0]
         with Thread(self.threads, tid, self._code).calling() as thread:
             thread.block_signals()
             for fd in self._lent:
@@ -339,17 +339,21 @@ class Foothold:
         """
         if self._astray:
             raise BlockingIOError(errno.EBUSY, _UNFINISHED)
+
+        def borrow(tid: int) -> _T:
+            self._verify()
+            thread = Thread(self.threads, tid, self._code)
+            try:
+                with thread.calling():
+                    thread.block_signals()
+                    return work(thread)
+            except BlockingIOError:
+                self._astray = True
+                raise
+
         for _ in range(_TRIES):
-            with contextlib.suppress(Interrupted), self.threads.one_stopped() as held:
-                self._verify()
-                thread = Thread(self.threads, held[0], self._code)
-                try:
-                    with thread.calling():
-                        thread.block_signals()
-                        return work(thread)
-                except BlockingIOError:
-                    self._astray = True
-                    raise
+            with contextlib.suppress(Interrupted):
+                return self.threads.hold_one(borrow)
         raise BlockingIOError(errno.EBUSY, _STEADY)
 
     def spare(self, size: int, like: int) -> int:
@@ -398,26 +402,32 @@ class Foothold:
         data += words.tobytes()
         if len(data) > _IMAGE_BYTES - _CONTROL_BYTES:
             raise OSError(errno.E2BIG, f"a call list of {len(data)} bytes")
-        for _ in range(_TRIES):
-            with contextlib.suppress(Interrupted), contextlib.ExitStack() as scope:
-                tids = held or scope.enter_context(self.threads.one_stopped())
-                self._verify()
-                write_bytes(self.pid, self.image_start, data)
-                thread = Thread(self.threads, tids[0], self._code)
-                try:
-                    thread.run(table, self._line, keeping)
-                except Interrupted:
-                    if held:  # and not ours to be let go
-                        raise BlockingIOError(errno.EBUSY, _STEADY) from None
-                    raise
-                except ProcessLookupError:
-                    raise
-                except BaseException:
-                    self._astray = True
-                    raise
-                break
+
+        def borrow(tid: int) -> None:
+            assert self._line is not None
+            self._verify()
+            write_bytes(self.pid, self.image_start, data)
+            thread = Thread(self.threads, tid, self._code)
+            try:
+                thread.run(table, self._line, keeping)
+            except (Interrupted, ProcessLookupError):
+                raise
+            except BaseException:
+                self._astray = True
+                raise
+
+        if held:  # and not ours to be let go
+            try:
+                borrow(held[0])
+            except Interrupted:
+                raise BlockingIOError(errno.EBUSY, _STEADY) from None
         else:
-            raise BlockingIOError(errno.EBUSY, _STEADY)
+            for _ in range(_TRIES):
+                with contextlib.suppress(Interrupted):
+                    self.threads.hold_one(borrow)
+                    break
+            else:
+                raise BlockingIOError(errno.EBUSY, _STEADY)
         if keeping is not None:
             self._drain()
         done = self._read(table.start, words.nbytes)

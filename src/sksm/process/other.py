@@ -158,12 +158,7 @@ class OtherProcess:
             OSError: EOPNOTSUPP if a merge may not make its system calls; EBUSY if no
                 thread stops.
         """
-        with self._threads.one_stopped() as held:
-            self._threads.filters.require_harmless(held[0])
-
-    def settle(self) -> None:
-        """Let go of threads that stopped after we had given up on them."""
-        self._threads.settle(0.0)
+        self._threads.hold_one(self._threads.filters.require_harmless)
 
     @property
     def stops(self) -> list[float]:

@@ -5,28 +5,32 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import TypeVar
 
 from sksm.linux import ptrace
 from sksm.process import BUSY, status
 from sksm.process.filters import Filters
+from sksm.process.tracer import Tracer
 
 # How long threads may take to stop. One in uninterruptible sleep (a disk, vfork)
 # takes its time, and the others must not wait for it.
 PATIENCE_SECONDS = 0.02
-_LATE_SECONDS = 0.001  # to look for one that did not stop in time
-_SETTLING_SECONDS = 5.0
+_MOST_ROUNDS = 50  # of listing and stopping threads, since new ones may be started
 _SPINS = 200  # looks without a pause between: a thread that can stops in 20 us
 _KERNEL_WORKER = 0x4010  # PF_USER_WORKER (vhost) and PF_IO_WORKER (io_uring)
+_T = TypeVar("_T")
 
 
 class Threads:
     """The threads of a process that we did not start.
 
-    A thread is traced only while it is held: between two stops signals reach it
+    A thread is traced only while it is held: between two holds signals reach it
     as if we were not there. If we die, the kernel lets all of them run.
+
+    What is done with held threads is done in the thread of ours that traces them
+    (`Tracer`), so it is handed in as a function.
     """
 
     def __init__(self, pid: int, known_filters: int = 0) -> None:
@@ -35,67 +39,75 @@ class Threads:
         self.stops: list[float] = []  # seconds, each stop of all threads
         self._mem: int | None = None
         self._child = _of_status(pid, "PPid") == os.getpid()
+        self._tracer = Tracer(pid, child=self._child)
         self._held: list[int] = []
-        self._late: list[int] = []  # asked to stop, and have not yet
         self.owed: dict[int, int] = {}  # signals that held threads are yet to have
 
-    @contextlib.contextmanager
-    def all_stopped(self, patience_s: float | None = None) -> Iterator[list[int]]:
-        """Hold every thread; gives them, the main one first.
+    def hold_all(
+        self, work: Callable[[list[int]], _T], patience_s: float | None = None
+    ) -> _T:
+        """Hold every thread, and return what `work` returns.
 
         Args:
+            work: called with the threads, the main one first.
             patience_s: how long to wait for each, if not as long as usual.
 
         Raises:
-            BlockingIOError: some thread would not stop; all run.
+            BlockingIOError: some thread would not stop, or cannot be attached to.
             ProcessLookupError: it has ended.
             PermissionError: no leave to trace it, or somebody else does.
         """
-        self.settle(0.0)
-        if self._late:
-            raise BlockingIOError(errno.EBUSY, BUSY)
-        started = time.perf_counter()
-        try:
-            while seized := [tid for tid in self._unheld() if self._seize(tid)]:
+
+        def hold() -> _T:
+            for _ in range(_MOST_ROUNDS):
+                seized = [tid for tid in self._unheld() if self._seize(tid)]
+                if not seized:
+                    break
                 self._stop(seized, patience_s)
+            else:  # it starts threads faster than they are stopped
+                raise BlockingIOError(errno.EBUSY, BUSY)
             if not self._held:
                 raise _gone()
-            yield self._held
-        finally:
-            self._let_go()
-            self.stops.append(time.perf_counter() - started)
-            self.settle(0.0)
+            return work(self._held)
 
-    @contextlib.contextmanager
-    def one_stopped(self) -> Iterator[list[int]]:
-        """Hold one thread, whichever can be: gives a list of one."""
-        self.settle(0.0)
+        started = time.perf_counter()
         try:
+            return self._run(hold)
+        finally:
+            self.stops.append(time.perf_counter() - started)
+
+    def hold_one(self, work: Callable[[int], _T]) -> _T:
+        """Hold one thread, whichever can be, and return what `work` returns.
+
+        Raises:
+            As `hold_all`.
+        """
+
+        def hold() -> _T:
             for tid in self._unheld():
-                if tid not in self._late and self._seize(tid):
+                if self._seize(tid):
                     with contextlib.suppress(BlockingIOError):
                         self._stop([tid])
                 if self._held:
-                    break
-            if not self._held:
-                raise BlockingIOError(errno.EBUSY, BUSY)
-            yield self._held
+                    return work(self._held[0])
+            raise BlockingIOError(errno.EBUSY, BUSY)
+
+        return self._run(hold)
+
+    def _run(self, hold: Callable[[], _T]) -> _T:
+        """Run what holds threads, and let go of all of them, held or not."""
+
+        def held() -> _T:
+            try:
+                return hold()
+            finally:
+                self._let_go()
+
+        try:
+            return self._tracer.run(held)
         finally:
-            self._let_go()
-            self.settle(0.0)
-
-    def settle(self, seconds: float) -> None:
-        """Let go of threads that stopped after we had given up on them.
-
-        Those that still have not are let go when this process ends.
-        """
-        deadline = time.monotonic() + seconds
-        while self._late:
-            for tid in list(self._late):
-                with contextlib.suppress(BlockingIOError):
-                    self._drop(tid)
-            if time.monotonic() >= deadline:
-                break
+            if self._tracer.attached:  # to threads that ended, or did not stop
+                self._tracer.release()
 
     def write(self, tid: int, address: int, data: bytes) -> None:
         """Write whole words, by way of a held thread, into memory it may not write.
@@ -110,8 +122,8 @@ class Threads:
         ptrace.poke(tid, address, data)
 
     def close(self) -> None:
-        """Let go of everything that is still held."""
-        self.settle(_SETTLING_SECONDS)
+        """End the thread that traces, and close files."""
+        self._tracer.release()
         self.filters.close()
         if self._mem is not None:
             os.close(self._mem)
@@ -129,12 +141,7 @@ class Threads:
         deadline = time.monotonic() + patience_s
         spins = 0
         while True:
-            try:
-                seen = self.look(tid)
-            except ChildProcessError:
-                self._follow(tid)
-                return False
-            if seen is None:
+            if (seen := self.look(tid)) is None:
                 if time.monotonic() > deadline:
                     raise BlockingIOError(errno.EBUSY, BUSY)
                 spins += 1
@@ -148,8 +155,16 @@ class Threads:
                 ptrace.resume(tid, os.WSTOPSIG(seen))
 
     def look(self, tid: int) -> int | None:
-        """Give a thread's status (`ptrace.wait`); a child's end is for its parent."""
-        return ptrace.wait(tid, reap=not self._child or tid != self.pid)
+        """Return a thread's status (`ptrace.wait`); a child's end is for its parent.
+
+        One that has vanished counts as ended. Either it was reaped in `Tracer.run`, or
+        execve(2) gave it the main thread's number, under which we still trace it
+        (ptrace(2), "execve(2) under ptrace") until the tracing thread ends.
+        """
+        try:
+            return ptrace.wait(tid, reap=not self._child or tid != self.pid)
+        except ChildProcessError:
+            return 0
 
     def _unheld(self) -> list[int]:
         try:
@@ -163,7 +178,7 @@ class Threads:
         # Execve may put a thread that lives in a dead one's place.
         for last in (False, True):
             try:
-                ptrace.seize(tid)
+                self._tracer.attach(tid)
             except ProcessLookupError:
                 return False
             except PermissionError:
@@ -174,7 +189,6 @@ class Threads:
                     raise
             else:
                 break
-        self._late.append(tid)
         return True
 
     def _stop(self, tids: list[int], patience_s: float | None = None) -> None:
@@ -185,37 +199,15 @@ class Threads:
                 ptrace.interrupt(tid)
                 asked.append(tid)
         for tid in asked:
-            alive = self.await_stop(tid, *patience)
-            self._late.remove(tid)
-            if alive:
+            if self.await_stop(tid, *patience):
                 self._held.append(tid)
 
     def _let_go(self) -> None:
         for tid in self._held:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it has ended, or runs
                 ptrace.detach(tid, self.owed.pop(tid, 0))
-            except ProcessLookupError:  # it has ended, or runs: then it is still ours
-                self._late.append(tid)
+                self._tracer.attached.discard(tid)
         self._held.clear()
-
-    def _drop(self, tid: int) -> None:
-        try:
-            ptrace.interrupt(tid)
-            if self.await_stop(tid, _LATE_SECONDS):
-                ptrace.detach(tid)
-        except ProcessLookupError:
-            self._follow(tid)
-        self._late.remove(tid)
-
-    def _follow(self, tid: int) -> None:
-        """Look after a thread that vanished: it may go by another number now.
-
-        Execve gives the main thread's number to whichever thread calls it, and we
-        trace that one still (ptrace(2), "execve(2) under ptrace").
-        """
-        known = tid == self.pid or self.pid in self._late
-        if not known and _of_status(self.pid, "TracerPid") == threading.get_native_id():
-            self._late.append(self.pid)
 
 
 def _gone() -> ProcessLookupError:

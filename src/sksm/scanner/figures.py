@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
+from sksm.errors import ProcessGone
 from sksm.process import status
 from sksm.spans import PAGE_SIZE
 
@@ -131,7 +132,9 @@ class Ledger:
             processes=processes,
             refused=[
                 Refusal(one.pid, one.name, one.refusal or str(one.error))
-                for one in self._scanner.refused.values()
+                for failed in (self._scanner.refused, self._scanner.postponed)
+                for one in failed.values()
+                if not isinstance(one.error, ProcessGone)
             ],
         )
 

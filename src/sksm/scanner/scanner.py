@@ -69,6 +69,7 @@ class Scanner:
     ) -> None:
         self.groups: dict[tuple[Domain, str], Group] = {}  # by the engine, too
         self.refused: dict[int, Outcome] = {}
+        self.postponed: dict[int, Outcome] = {}  # could not be watched, tried again
         self._select, self._quiet, self._engine = select, quiet_seconds, engine
         self._targets: dict[int, Target] = {}
         self.budget = Budget(1.0, time.process_time, clock)
@@ -99,6 +100,7 @@ class Scanner:
             return
         self._engine = engine
         self.refused.clear()
+        self.postponed.clear()
         self._select_at = 0.0
         for group in self.groups.values():
             for pid in list(group.members):
@@ -170,17 +172,23 @@ class Scanner:
         for group in self.groups.values():
             for pid in group.members.keys() - targets.keys():
                 group.remove(pid).close()
-        for pid in self.refused.keys() - targets.keys():
-            del self.refused[pid]
+        for failed in (self.refused, self.postponed):
+            for pid in failed.keys() - targets.keys():
+                del failed[pid]
         known = {pid for group in self.groups.values() for pid in group.members}
         new = targets.keys() - known - self.refused.keys()
         for pid in new:
             outcome = Outcome(pid, status.name(pid))
             with failures_of(outcome):
                 self._add(pid, targets[pid], outcome)
-            if outcome.failed and not isinstance(outcome.error, _PASSING):
-                self.refused[pid] = outcome
+            self.postponed.pop(pid, None)
+            if outcome.failed:
+                self._note_failed(outcome)
         return bool(new)
+
+    def _note_failed(self, outcome: Outcome) -> None:
+        passing = isinstance(outcome.error, _PASSING)
+        (self.postponed if passing else self.refused)[outcome.pid] = outcome
 
     def _add(self, pid: int, target: Target, outcome: Outcome) -> None:
         whose = target.domain or domain.of(pid)
@@ -217,8 +225,7 @@ class Scanner:
             for pid, member in list(group.members.items()):
                 if member.outcome.failed:
                     group.remove(pid).close()
-                    if not isinstance(member.outcome.error, _PASSING):
-                        self.refused[pid] = member.outcome
+                    self._note_failed(member.outcome)
 
 
 def _is_marked(pid: int) -> bool:
