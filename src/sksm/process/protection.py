@@ -35,14 +35,17 @@ def protection(span: Span) -> Iterator[int | None]:
         return
     try:
         registered = _register(fd, span)
-        threads = len(os.listdir("/proc/self/task"))
-        yield fd if registered and threads > 1 else None
+        yield fd if registered and _has_other_threads() else None
     finally:
         # Closing unregisters, too, unless a child that was forked holds a copy.
         with contextlib.suppress(OSError):  # what was replaced is not registered
             userfaultfd.unregister(fd, span)
         _open.discard(fd)
         os.close(fd)
+
+
+def _has_other_threads() -> bool:
+    return len(os.listdir("/proc/self/task")) > 1
 
 
 def _create() -> int | None:
