@@ -33,7 +33,7 @@ _TRIES: tuple[str | Path, ...] = (
     "tries",
 )
 
-_PYTEST = ("-p", "no:cacheprovider", "-p", "no:randomly", "-q", "--timeout", "600")
+_PYTEST = ("-p", "no:cacheprovider", "-p", "no:randomly", "-q", "-o", "limit=600")
 _REAL = ("-k", "not emulated")  # here is what other kernels emulate
 _BY_CALL = ("-k", "kernel and not emulated")  # and not by ksmd: it takes long enough
 

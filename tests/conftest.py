@@ -3,14 +3,18 @@
 import contextlib
 import mmap
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from hypothesis import settings
 
 from sksm import session
 from sksm.daemon.client import RemoteStore
@@ -19,8 +23,24 @@ from sksm.linux import ksm
 from sksm.linux.features import missing
 from sksm.spans import PAGE_SIZE, Span
 
+pytest_plugins = ["tests.watchdog"]
+
+# How long an example takes depends on what runs beside it.
+settings.register_profile("sksm", deadline=None)
+settings.load_profile("sksm")
+
 # In CI every kernel feature must be there: a skip would hide a broken machine.
 REQUIRE_KERNEL = os.environ.get("SKSM_REQUIRE_KERNEL") == "1"
+
+
+UNIT = Path(__file__).parent / "unit"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(UNIT):
+            item.add_marker(pytest.mark.check)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -99,16 +119,29 @@ def frames(span: Span, pid: int | str = "self") -> np.ndarray:
     return np.where(table >> np.uint64(63), table & np.uint64((1 << 55) - 1), 0)
 
 
-@pytest.fixture
-def runtime(tmp_path_factory, monkeypatch):
-    """A runtime directory, and so a daemon, of the test's own; ended with it."""
-    path = tmp_path_factory.mktemp("run")
-    path.chmod(0o700)
+@pytest.fixture(autouse=True)
+def _own_runtime(monkeypatch):
+    """A runtime directory of the test's own, so that it cannot reach the user's daemon.
+
+    Its name is short: the address of a Unix socket holds 107 bytes (unix(7)). A
+    daemon that was started there is ended.
+    """
+    path = Path(tempfile.mkdtemp(prefix="sksm-"))
     monkeypatch.setenv("SKSM_RUNTIME_DIR", str(path))
-    session.current.close()
     yield path
+    if (path / "sksmd.sock").exists():
+        session.current.close()
+        end_daemon(path)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def runtime(_own_runtime):
+    """The test's runtime directory, of whose daemon no session is left from before."""
     session.current.close()
-    end_daemon(path)
+    yield _own_runtime
+    session.current.close()
+    end_daemon(_own_runtime)
 
 
 def daemon_pid(runtime) -> int | None:

@@ -217,7 +217,7 @@ def _wanted(go_on):
 
 
 @pytest.mark.parametrize("kills", [15, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.timeout(600)
+@pytest.mark.limit(600)
 def test_a_daemon_killed_again_and_again_harms_nobody(runtime, kills):
     """Several clients merge and compare all the time, and never see a wrong byte."""
     chance = random.Random(kills)

@@ -245,14 +245,14 @@ def run(machine, **limits):
     )
 
 
-@pytest.mark.timeout(600)  # a failure takes long to make small
+@pytest.mark.limit(600)  # a failure takes long to make small
 def test_every_process_reads_what_it_wrote(programs):
     """Through merges, forks, resizes, protections, frees and ends, in any order."""
     run(programs, max_examples=90, stateful_step_count=50)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.limit(1800)
 def test_every_process_reads_what_it_wrote_for_long(programs):
     """The same, with more and longer lives."""
     run(programs, max_examples=600, stateful_step_count=80)

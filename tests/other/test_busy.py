@@ -68,7 +68,7 @@ class Broken(Exception):
 
 
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.timeout(600)
+@pytest.mark.limit(600)
 def test_a_merge_that_breaks_off_anywhere_leaves_a_program_that_goes_on(
     target, monkeypatch, step
 ):

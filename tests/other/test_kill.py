@@ -96,7 +96,7 @@ def end(target, kills):
 
 
 @pytest.mark.parametrize(
-    "kills", [8, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    "kills", [8, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.limit(900)])]
 )
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program[0])
 def test_a_merge_killed_at_any_time_leaves_a_program_that_goes_on(
@@ -160,7 +160,7 @@ class Steps:
 
 
 @pytest.mark.parametrize(
-    "kills", [8, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    "kills", [8, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.limit(900)])]
 )
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program[0])
 def test_a_merge_killed_at_any_system_call_leaves_a_program_that_goes_on(
@@ -185,7 +185,7 @@ def test_a_merge_killed_at_any_system_call_leaves_a_program_that_goes_on(
 
 
 @pytest.mark.parametrize(
-    "kills", [8, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    "kills", [8, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.limit(900)])]
 )
 def test_the_next_merge_waits_for_what_a_killed_one_left_to_itself(target, kills):
     """A signal that was pending comes before a thread's registers are restored.

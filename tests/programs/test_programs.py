@@ -18,7 +18,7 @@ _UNLESS_TOLD = "10" if os.environ.get("CI") else "60"
 SECONDS = float(os.environ.get("SKSM_LOAD_SECONDS", _UNLESS_TOLD))
 MOST_LOST = 0.02  # of what it was before: daemon and page tables of who gains nothing
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.limit(600)]
 
 
 def run(name):

@@ -35,8 +35,8 @@ def descriptors(pid):
 @pytest.mark.parametrize(
     "kills",
     [
-        pytest.param(4, marks=pytest.mark.timeout(300)),
-        pytest.param(150, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+        pytest.param(4, marks=pytest.mark.limit(300)),
+        pytest.param(150, marks=[pytest.mark.slow, pytest.mark.limit(1800)]),
     ],
 )
 def test_programs_outlive_their_scanner_whenever_it_is_killed(worker, runtime, kills):

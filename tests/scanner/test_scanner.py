@@ -366,7 +366,7 @@ def test_a_watch_leaves_nothing_behind_in_the_process(world, holder):
 
 @pytest.mark.parametrize(
     "turns",
-    [50, pytest.param(1440, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+    [50, pytest.param(1440, marks=[pytest.mark.slow, pytest.mark.limit(900)])],
 )
 def test_many_epochs_leak_nothing(world, holder, turns):
     """Descriptors, memory; the longer one is a day, with something new each minute."""

@@ -1,0 +1,202 @@
+"""The suite cannot hang, and leaves nothing: runs of tiny suites, from outside."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests import reaper
+from tests.conftest import poll
+
+ROOT = Path(__file__).parents[1]
+
+STUCK = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+
+def test_before(): pass
+
+@pytest.mark.limit(1)
+def test_stuck():
+    signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
+    while True:
+        time.sleep(60)
+
+@pytest.mark.limit(1)
+@pytest.mark.parametrize("program", [True, False])
+def test_with_a_daemon(program):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.closerange(0, 100)
+            Path(f"daemon-{program}").write_text(str(os.getpid()))
+            if program:
+                os.execv(sys.executable, [sys.executable, "-c", "input() if 0 else __import__('time').sleep(900)"])
+            time.sleep(900)
+        os._exit(0)
+    time.sleep(900)
+
+def test_after(): pass
+"""  # noqa: E501
+
+FINE = """
+import subprocess, sys
+import pytest
+
+@pytest.mark.parametrize("n", range(4))
+def test_fine(n):
+    subprocess.run([sys.executable, "-c", ""], check=True)
+"""
+
+LEAVES = """
+import subprocess, sys
+from pathlib import Path
+
+def test_leaves_something():
+    one = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(900)"],
+                           start_new_session=True)
+    Path("left").write_text(str(one.pid))
+
+def test_waits():
+    import os, time
+    Path("worker").write_text(str(os.getpid()))
+    time.sleep(900)
+"""
+
+
+class Suite:
+    """A suite of one file, and the processes of its run."""
+
+    def __init__(self, folder, text):
+        self.folder = folder
+        (folder / "conftest.py").write_text('pytest_plugins = ["tests.watchdog"]\n')
+        (folder / "pytest.ini").write_text("[pytest]\nlimit = 60\n")
+        (folder / "test_it.py").write_text(text)
+        # By which its processes are known, however they are started.
+        self.mark = f"SUITE_AT={folder}"
+
+    def start(self, *options, **environment):
+        changed = {"PYTHONPATH": str(ROOT), "SUITE_AT": str(self.folder)}
+        command = [sys.executable, "-m", "pytest", "-p", "no:randomly"]
+        return subprocess.Popen(
+            [*command, "-p", "no:cacheprovider", *options],
+            cwd=self.folder,
+            env={**os.environ, **changed, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *options, **environment):
+        process = self.start(*options, **environment)
+        text, _ = process.communicate(timeout=60)
+        return process.returncode, text
+
+    def left(self):
+        """List the processes of the run that still are there."""
+        found = []
+        for pid in reaper.parents():
+            try:
+                variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if self.mark.encode() in variables:
+                found.append(pid)
+        return found
+
+    def pid(self, name):
+        """Read the pid that a test has written down."""
+        path = self.folder / name
+        return int(poll(lambda: path.exists() and path.read_text()))
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Give `suite(text)`; what its run leaves is ended."""
+    made = []
+
+    def make(text):
+        made.append(Suite(tmp_path, text))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for pid in one.left():
+            psutil.Process(pid).kill()
+
+
+def test_a_test_that_no_signal_ends_is_ended_and_the_run_goes_on(suite):
+    """It is named, with its stack; so are daemons that left session and parent."""
+    stuck = suite(STUCK)
+    code, text = stuck.run("-n1", "--max-worker-restart=9")
+    assert code == 1, text
+    assert re.search(r"3 failed, 2 passed", text), text
+    assert "crashed while running 'test_it.py::test_stuck'" in text
+    assert "WATCHDOG test_it.py::test_stuck: not done after 1 s, 1 processes" in text
+    assert re.search(r"test_it.py\", line \d+ in test_stuck", text), text
+    for program in (True, False):
+        name = f"test_it.py::test_with_a_daemon[{program}]"
+        assert f"WATCHDOG {name}: not done after 1 s, 2 processes" in text
+        pid = stuck.pid(f"daemon-{program}")
+        assert pid not in reaper.parents()
+    assert stuck.left() == []
+
+
+def test_without_workers_the_run_dies_and_says_why(suite):
+    """The next tests do not run."""
+    stuck = suite(STUCK)
+    code, text = stuck.run()
+    assert code == -9
+    assert "WATCHDOG test_it.py::test_stuck: not done after 1 s" in text
+    poll(lambda: stuck.left() == [])
+
+
+@pytest.mark.parametrize("options", [("-n2",), ()])
+def test_a_run_in_which_nothing_hangs_leaves_no_process(suite, options):
+    """And no directory."""
+    fine = suite(FINE)
+    code, text = fine.run(*options, TMPDIR=str(fine.folder))
+    assert code == 0, text
+    assert "WATCHDOG" not in text
+    poll(lambda: fine.left() == [])
+    assert list(fine.folder.glob("sksm-watchdog-*")) == []
+
+
+@pytest.mark.parametrize("victim", ["worker", "run"])
+def test_a_worker_that_is_killed_leaves_nothing(suite, victim):
+    """Be it that the whole run is killed with it."""
+    leaving = suite(LEAVES)
+    process = leaving.start("-n1", "--max-worker-restart=0")
+    worker, left = leaving.pid("worker"), leaving.pid("left")
+    assert {worker, left} <= set(leaving.left())
+    if victim == "run":
+        process.kill()
+    psutil.Process(worker).kill()
+    assert process.wait(60) != 0
+    process.stdout.close()
+    poll(lambda: leaving.left() == [])
+
+
+def test_patience_makes_limits_longer(suite):
+    """By a factor."""
+    code, text = suite(STUCK).run("-k", "test_stuck", SKSM_TEST_PATIENCE="1.5")
+    assert code == -9
+    assert "not done after 1.5 s" in text
+
+
+def test_only_what_has_the_mark_is_ended(worker):
+    """Not what runs beside it, nor what has the name elsewhere."""
+    mark = reaper.PREFIX + "of_this_test"
+    script = "print('here', flush=True); input()"
+    other = worker(script, mark)
+    named = worker(script, env={**os.environ, "OTHER": f"{mark}=1"})
+    marked = worker(script, env={**os.environ, mark: "1"})
+    assert {one.answer() for one in (other, named, marked)} == {"here"}
+    assert reaper.end_all(mark.encode()) == 1
+    assert marked.process.wait(20) == -9
+    assert (other.process.poll(), named.process.poll()) == (None, None)
