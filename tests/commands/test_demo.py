@@ -19,6 +19,7 @@ from tests.commands.conftest import PROGRAM
 from tests.conftest import poll
 
 pytestmark = [
+    pytest.mark.machine,  # root's demo sets ksmd to work
     pytest.mark.usefixtures("runtime"),
     pytest.mark.needs(Feature.MEMFD, Feature.PAGEMAP, Feature.PROCESS_VM_READV),
 ]

@@ -96,6 +96,7 @@ def test_daemon_that_cannot_start_is_a_line_of_the_table(
     assert str(closed) in daemon["reason"]
 
 
+@pytest.mark.machine
 @pytest.mark.needs(Feature.MEMFD, Feature.PAGEMAP, Feature.PROCESS_VM_READV)
 @pytest.mark.usefixtures("in_80_columns")
 def test_this_kernel_can_merge(sksm_program, answer_of):

@@ -144,6 +144,7 @@ def real_knobs():
             (ksm.FOLDER / name).write_text(value)
 
 
+@pytest.mark.machine
 @pytest.mark.root
 @pytest.mark.needs(Feature.KSM)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -158,6 +159,7 @@ def test_signal_gives_the_real_knobs_back(worker, real_knobs, state, number):
     assert not state.exists()
 
 
+@pytest.mark.machine
 @pytest.mark.root
 @pytest.mark.needs(Feature.KSM)
 def test_next_start_gives_the_real_knobs_back_after_sigkill(

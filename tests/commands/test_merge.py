@@ -219,6 +219,7 @@ def test_a_program_with_jemalloc_is_merged_with_a_warning_if_told_to(
     assert piece.read() == content
 
 
+@pytest.mark.machine
 @pytest.mark.root
 @pytest.mark.skipif(not JEMALLOC.exists(), reason="libjemalloc2 is not installed")
 def test_a_program_with_jemalloc_is_merged_by_ksm(sksm_here, answer, holder, content):
@@ -241,7 +242,9 @@ def test_a_program_with_jemalloc_is_merged_by_ksm(sksm_here, answer, holder, con
     assert all(piece.read() == content for piece in pieces)
 
 
+@pytest.mark.machine
 @pytest.mark.root
+@pytest.mark.skipif(not JEMALLOC.exists(), reason="libjemalloc2 is not installed")
 def test_both_engines_at_once_are_told_apart(answer, holder):
     """Each process by its own."""
     if reason := ksm.obstacle():

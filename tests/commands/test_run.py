@@ -23,7 +23,7 @@ with_ksm = pytest.mark.skipif(not ksm.FOLDER.exists(), reason="no KSM")
 
 def by_ksm(test):
     """Mark a test that has the kernel merge all memory."""
-    return pytest.mark.root(with_ksm(test))
+    return pytest.mark.machine(pytest.mark.root(with_ksm(test)))
 
 
 def ksm_run(*command, **popen):

@@ -17,6 +17,7 @@ from sksm.spans import PAGE_SIZE
 from tests.conftest import frames
 
 pytestmark = [
+    pytest.mark.machine,
     pytest.mark.root,
     pytest.mark.usefixtures("ksmd_rests"),
     pytest.mark.skipif(not ksm.FOLDER.exists(), reason="the kernel has no KSM"),

@@ -18,6 +18,7 @@ from sksm.process.local import ThisProcess
 from tests.conftest import poll
 
 pytestmark = [
+    pytest.mark.machine,
     pytest.mark.root,
     pytest.mark.skipif(not ksm.FOLDER.exists(), reason="the kernel has no KSM"),
 ]
@@ -188,7 +189,7 @@ while True:
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.timeout(600)
+@pytest.mark.limit(600)
 def test_knobs_are_back_after_a_kill_at_any_time(worker, state, kills):
     """The next command gives them back, whatever was under way."""
     before, chance = ksm._knobs(), np.random.default_rng(kills)

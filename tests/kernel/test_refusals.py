@@ -112,6 +112,7 @@ def test_sealed_memory_is_refused(different):
     assert code == 0
 
 
+@pytest.mark.machine
 @pytest.mark.root
 def test_huge_tlb_pages_are_refused():
     """They come from a reserve that nothing would be given back to."""

@@ -12,6 +12,7 @@ from sksm.spans import PAGE_SIZE
 from tests.other.test_runtimes import JEMALLOC
 
 pytestmark = [
+    pytest.mark.machine,
     pytest.mark.root,
     pytest.mark.needs(Feature.PTRACE_SEIZE),
     pytest.mark.usefixtures("runtime", "patient"),
@@ -55,7 +56,7 @@ for line in sys.stdin:
 
 @pytest.mark.parametrize(
     "count",
-    [8, pytest.param(256, marks=[pytest.mark.slow, pytest.mark.timeout(600)])],
+    [8, pytest.param(256, marks=[pytest.mark.slow, pytest.mark.limit(600)])],
 )
 def test_an_allocator_that_counts_on_zeros_is_merged_and_gets_them(worker, count):
     """Nearly all of what is held twice is saved, and every knob is as before."""

@@ -14,6 +14,7 @@ WATCHING = pytest.mark.needs(
     Feature.USERFAULTFD_WP_ASYNC, Feature.PTRACE_SEIZE, Feature.PIDFD_GETFD
 )
 IN_PLACE = [
+    pytest.mark.machine,
     pytest.mark.root,
     WATCHING,
     pytest.mark.usefixtures("runtime", "ksmd_rests"),

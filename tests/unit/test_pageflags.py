@@ -6,6 +6,7 @@ import pytest
 from sksm.linux import ksm, pageflags
 
 pytestmark = [
+    pytest.mark.machine,
     pytest.mark.root,
     pytest.mark.skipif(not ksm.FOLDER.exists(), reason="the kernel has no KSM"),
 ]
