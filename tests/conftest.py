@@ -5,6 +5,8 @@ import mmap
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -120,18 +122,19 @@ def frames(span: Span, pid: int | str = "self") -> np.ndarray:
 
 
 @pytest.fixture(autouse=True)
-def _own_runtime(monkeypatch):
+def _own_runtime():
     """A runtime directory of the test's own, so that it cannot reach the user's daemon.
 
     Its name is short: the address of a Unix socket holds 107 bytes (unix(7)). A
-    daemon that was started there is ended.
+    daemon that was started there is ended, when all that the test replaced is back.
     """
-    path = Path(tempfile.mkdtemp(prefix="sksm-"))
-    monkeypatch.setenv("SKSM_RUNTIME_DIR", str(path))
-    yield path
-    if (path / "sksmd.sock").exists():
-        session.current.close()
-        end_daemon(path)
+    path = Path(tempfile.mkdtemp(prefix="sksm-test-"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKSM_RUNTIME_DIR", str(path))
+        yield path
+        for served in path.glob("**/sksmd.sock"):  # other users' are in folders below
+            session.current.close()
+            end(listener(served))
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -155,9 +158,24 @@ def daemon_pid(runtime) -> int | None:
         return store.status().pid
 
 
+def listener(path) -> int | None:
+    """Find the process that listens at a socket, by asking the kernel."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        try:
+            client.connect(str(path))
+        except OSError:  # what is left of one that was killed
+            return None
+        peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return struct.unpack("3i", peer)[0]
+
+
 def end_daemon(runtime) -> None:
-    pid = daemon_pid(runtime)
-    if pid is not None:
+    end(daemon_pid(runtime))
+
+
+def end(pid) -> None:
+    """End a process, if there is one, that is not this one."""
+    if pid not in (None, os.getpid()):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         poll(lambda: ended(pid))
@@ -181,7 +199,7 @@ def poll(condition, seconds=20.0):
 
 
 @pytest.fixture(autouse=True)
-def _however_little(request, monkeypatch):
+def _however_little(_own_runtime, request, monkeypatch):
     """Merge also what is too little to be worth a daemon."""
     if not request.node.get_closest_marker("by_gain"):
         monkeypatch.setattr(RemoteStore, "upkeep_bytes", lambda _: 0)

@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -191,8 +192,9 @@ def describe(told):
 
 
 def main():
-    """Leave the parent, and watch it: `reaper.py CHANNEL MARK FOLDER`."""
-    channel, mark, folder = int(sys.argv[1]), sys.argv[2].encode(), Path(sys.argv[3])
+    """Leave the parent, and watch it: `reaper.py CHANNEL MARK FOLDER RUN`."""
+    channel, run = int(sys.argv[1]), int(sys.argv[4])
+    mark, folder = sys.argv[2].encode(), Path(sys.argv[3])
     pid = os.getppid()
     worker = pid, os.pidfd_open(pid)
     # Held as long as this process lives: the run's end waits for it.
@@ -204,6 +206,8 @@ def main():
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     Watch(worker, channel, mark, folder).run()
+    if run not in parents():  # it was killed, and removes nothing
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -75,13 +75,16 @@ class Suite:
     def __init__(self, folder, text):
         self.folder = folder
         (folder / "conftest.py").write_text('pytest_plugins = ["tests.watchdog"]\n')
-        (folder / "pytest.ini").write_text("[pytest]\nlimit = 60\n")
+        (folder / "pytest.ini").write_text(
+            f"[pytest]\nlimit = 60\nmachine_lock = {folder}\n"
+        )
         (folder / "test_it.py").write_text(text)
         # By which its processes are known, however they are started.
         self.mark = f"SUITE_AT={folder}"
 
     def start(self, *options, **environment):
-        changed = {"PYTHONPATH": str(ROOT), "SUITE_AT": str(self.folder)}
+        folder = str(self.folder)
+        changed = {"PYTHONPATH": str(ROOT), "SUITE_AT": folder, "TMPDIR": folder}
         command = [sys.executable, "-m", "pytest", "-p", "no:randomly"]
         return subprocess.Popen(
             [*command, "-p", "no:cacheprovider", *options],
@@ -130,6 +133,12 @@ def suite(tmp_path):
             psutil.Process(pid).kill()
 
 
+def assert_nothing_is_left(suite):
+    """Neither a process nor the directory of the run."""
+    poll(lambda: suite.left() == [])
+    poll(lambda: list(suite.folder.glob("sksm-watchdog-*")) == [])
+
+
 def test_a_test_that_no_signal_ends_is_ended_and_the_run_goes_on(suite):
     """It is named, with its stack; so are daemons that left session and parent."""
     stuck = suite(STUCK)
@@ -153,18 +162,17 @@ def test_without_workers_the_run_dies_and_says_why(suite):
     code, text = stuck.run()
     assert code == -9
     assert "WATCHDOG test_it.py::test_stuck: not done after 1 s" in text
-    poll(lambda: stuck.left() == [])
+    assert_nothing_is_left(stuck)
 
 
 @pytest.mark.parametrize("options", [("-n2",), ()])
 def test_a_run_in_which_nothing_hangs_leaves_no_process(suite, options):
-    """And no directory."""
+    """Nor a directory."""
     fine = suite(FINE)
-    code, text = fine.run(*options, TMPDIR=str(fine.folder))
+    code, text = fine.run(*options)
     assert code == 0, text
     assert "WATCHDOG" not in text
-    poll(lambda: fine.left() == [])
-    assert list(fine.folder.glob("sksm-watchdog-*")) == []
+    assert_nothing_is_left(fine)
 
 
 @pytest.mark.parametrize("victim", ["worker", "run"])
@@ -179,7 +187,7 @@ def test_a_worker_that_is_killed_leaves_nothing(suite, victim):
     psutil.Process(worker).kill()
     assert process.wait(60) != 0
     process.stdout.close()
-    poll(lambda: leaving.left() == [])
+    assert_nothing_is_left(leaving)
 
 
 def test_patience_makes_limits_longer(suite):
@@ -200,3 +208,33 @@ def test_only_what_has_the_mark_is_ended(worker):
     assert reaper.end_all(mark.encode()) == 1
     assert marked.process.wait(20) == -9
     assert (other.process.poll(), named.process.poll()) == (None, None)
+
+
+MACHINE = """
+import os
+from pathlib import Path
+import pytest
+
+@pytest.mark.machine
+@pytest.mark.parametrize("n", range(6))
+def test_one_at_a_time(n):
+    with open("workers", "a") as told:
+        print(os.getpid(), file=told)
+    os.close(os.open("busy", os.O_CREAT | os.O_EXCL))
+    os.sched_yield()
+    os.unlink("busy")
+
+@pytest.mark.parametrize("n", range(20))
+def test_other(n): pass
+"""
+
+
+def test_tests_that_need_the_machine_run_in_one_worker(suite):
+    """And in no other run meanwhile."""
+    runs = [suite(MACHINE) for _ in range(2)]
+    started = [one.start("-n3", "--dist=loadgroup") for one in runs]
+    texts = [one.communicate(timeout=100)[0] for one in started]
+    assert [one.returncode for one in started] == [0, 0], texts
+    workers = (runs[0].folder / "workers").read_text().split()
+    assert len(workers) == 12
+    assert len({*workers}) == 2

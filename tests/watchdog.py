@@ -39,6 +39,8 @@ _FAREWELL_S = 30.0  # for reapers that still work when the run is over
 
 def pytest_addoption(parser):
     parser.addini("limit", "seconds that a test may take", default="120")
+    about = "what all runs on this machine lock while a test needs it"
+    parser.addini("machine_lock", about, default="/")  # which everybody can open
 
 
 def pytest_configure(config):
@@ -46,14 +48,16 @@ def pytest_configure(config):
     is_worker = hasattr(config, "workerinput")
     if is_worker:
         folder = Path(config.workerinput["watchdog_folder"])
+        run = config.workerinput["watchdog_run"]
     else:
         folder = Path(tempfile.mkdtemp(prefix="sksm-watchdog-"))
+        run = os.getpid()
         config.pluginmanager.register(_Run(folder), "watchdog-run")
     if is_worker or config.getoption("dist", "no") == "no":
         capture = config.pluginmanager.getplugin("capturemanager")
         shown = capture.global_and_fixture_disabled() if capture else _nothing()
         with shown:
-            watched = Watchdog(config, folder, None if is_worker else 2)
+            watched = Watchdog(config, folder, run, None if is_worker else 2)
         config.pluginmanager.register(watched, "watchdog-tests")
 
 
@@ -69,6 +73,31 @@ class _Run:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node):
         node.workerinput["watchdog_folder"] = str(self.folder)
+        node.workerinput["watchdog_run"] = os.getpid()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config, log):
+        """Have one worker run all tests that need the machine, so that none waits.
+
+        The group that `--dist loadgroup` goes by is appended to a test's nodeid, which
+        pytest 9.2 does not allow any more (pytest-xdist 3.8).
+        """
+        if config.getoption("dist") != "loadgroup":
+            return None
+        from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415
+
+        folder = self.folder
+
+        class Scheduling(LoadScopeScheduling):
+            def schedule(self):
+                for path in folder.glob("*.machine"):
+                    self.machine = frozenset(json.loads(path.read_text()))
+                super().schedule()
+
+            def _split_scope(self, nodeid):
+                return "machine" if nodeid in self.machine else nodeid
+
+        return Scheduling(config, log)
 
     def pytest_terminal_summary(self, terminalreporter):
         if hasattr(terminalreporter.config, "workerinput"):
@@ -103,11 +132,11 @@ class _Run:
 class Watchdog:
     """In each process that runs tests: says what runs, to the one beside it."""
 
-    def __init__(self, config, folder, stderr):
-        self.config = config
+    def __init__(self, config, folder, run, stderr):
+        self.config, self.folder = config, folder
         self.patience = float(os.environ.get("SKSM_TEST_PATIENCE", "1"))
         self.limit = float(config.getini("limit"))
-        mark = reaper.PREFIX + secrets.token_hex(8)
+        self.mark = mark = reaper.PREFIX + secrets.token_hex(8)
         self.stacks = os.open(
             folder / f"{mark}.stacks", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         )
@@ -116,7 +145,7 @@ class Watchdog:
         with theirs:
             subprocess.run(
                 # Without the environment's packages, whose import takes time.
-                [sys.executable, "-I", "-S", *program, mark, str(folder)],
+                [sys.executable, "-I", "-S", *program, mark, str(folder), str(run)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -150,10 +179,10 @@ class Watchdog:
         self.says(0, None)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items):
-        for item in items:
-            if item.get_closest_marker("machine"):  # before xdist looks at groups
-                item.add_marker(pytest.mark.xdist_group("machine"))
+    def pytest_collection_finish(self, session):
+        """Write down, before xdist schedules, which tests need the machine."""
+        needed = [i.nodeid for i in session.items if i.get_closest_marker("machine")]
+        (self.folder / f"{self.mark}.machine").write_text(json.dumps(needed))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtestloop(self):
@@ -177,8 +206,8 @@ class Watchdog:
         if not item.get_closest_marker("machine"):
             yield
             return
-        # Everybody can open "/", and its lock is free when the last copy is closed.
-        fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        path = self.config.getini("machine_lock")
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.begins(_MACHINE_WAIT_S, f"{item.nodeid} (waits for other runs)")
             fcntl.flock(fd, fcntl.LOCK_EX)
