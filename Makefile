@@ -2,6 +2,7 @@
 #
 #   PYTHON=...  interpreter to build the environment with (3.11 or later)
 #   VENV=...    where the environment lives
+#   JOBS=...    tests at a time; 0: one, without workers beside (for a debugger)
 #   ARGS=...    passed on, as in: make test ARGS="-k fork -x"
 
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -9,9 +10,12 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
   && { echo $$p; break; }; done)
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 4
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# A test that hangs takes its worker along (tests/watchdog.py), and another is started.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 100
 # Written last, so that a broken install is repeated.
 STAMP := $(VENV)/.installed
 PROGRAMS := $(VENV)/.programs
@@ -31,11 +35,15 @@ demo: $(STAMP) ## Merge real data between five processes and prove what it saved
 
 .PHONY: test
 test: $(STAMP) ## Run the tests, but for the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+.PHONY: check
+check: lint ## Lint, and run the tests that are fast and tell most
+	$(PYTEST) -m "check and not slow" $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(PROGRAMS) ## Run the slow tests
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 .PHONY: coverage
 coverage: $(STAMP) ## Run the tests and say which lines they missed
