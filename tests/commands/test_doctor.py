@@ -112,6 +112,7 @@ def test_this_kernel_can_merge(sksm_program, answer_of):
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
 
 
+@pytest.mark.check
 def test_trials_leave_nothing_behind():
     """No descriptor, no mapping, no child."""
     features.examine.cache_clear()

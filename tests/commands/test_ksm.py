@@ -48,6 +48,7 @@ def _open_and_fail():
     raise ZeroDivisionError
 
 
+@pytest.mark.check
 @pytest.mark.usefixtures("folder")
 def test_knobs_are_open_inside_and_back_outside(state):
     """Also when the block fails."""

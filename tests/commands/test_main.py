@@ -19,6 +19,7 @@ from sksm.errors import (
 from tests.commands.conftest import PROGRAM
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("error", "code"),
     [

@@ -56,6 +56,7 @@ def slots(*numbers):
     return protocol.Slots(np.array(numbers, np.int64).tobytes(), 64)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("answers", "message"),
     [

@@ -99,6 +99,7 @@ def test_a_request_before_hello_is_refused(runtime, daemon, request_):
     assert serves(runtime)
 
 
+@pytest.mark.check
 @pytest.mark.root
 def test_a_client_of_another_user_is_refused_and_told(runtime, daemon, monkeypatch):
     """Even root's daemon shares nothing with anybody else: another trust domain."""

@@ -154,6 +154,7 @@ def test_a_program_that_hides_from_itself_gets_a_clear_error(runtime):
     in_child(hide_and_merge)
 
 
+@pytest.mark.check
 def test_a_lease_ends_with_every_merge(daemon):
     """Also with one that failed: nothing keeps the daemon from reclaiming."""
     some = Memory(4)

@@ -78,6 +78,7 @@ def test_only_the_pages_that_everybody_wrote_are_given_back(daemon, pair):
     assert all(puppet.intact("data") for puppet in pair)
 
 
+@pytest.mark.check
 def test_a_forked_child_keeps_its_parents_slots(daemon, puppets):
     """A child maps what its parent mapped, and outlives it."""
     parent = puppets()
@@ -116,6 +117,7 @@ def test_slots_are_kept_for_memory_that_may_not_be_read_now(daemon, pair):
     assert pair[1].intact("data")
 
 
+@pytest.mark.check
 def test_a_slot_given_back_and_used_again_holds_the_right_bytes(daemon, puppets):
     """Whoever gets the slot next reads his own bytes, and so does everybody else."""
     stays, goes, comes = puppets(), puppets(), puppets()

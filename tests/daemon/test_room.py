@@ -38,6 +38,7 @@ def test_a_full_pool_is_a_counted_refusal_until_there_is_room(daemon):
     assert (some.rows == content(1, 8)).all()
 
 
+@pytest.mark.check
 def test_a_pool_that_fills_up_within_a_request_takes_none_of_it(daemon):
     """Half of the pages were written: they are given back, nobody learns of them."""
     first, second = Memory(8), Memory(64)

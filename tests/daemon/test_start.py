@@ -205,6 +205,7 @@ def test_the_pool_is_not_left_to_programs_that_are_executed(runtime):
     store.close()
 
 
+@pytest.mark.check
 def test_the_pool_cannot_be_written_by_a_client(runtime):
     """It comes read-only; a shared mapping of it cannot be made writable."""
     store = RemoteStore()

@@ -80,6 +80,7 @@ def twins(area, different):
     return one, two
 
 
+@pytest.mark.check
 def test_equal_pages_share_a_frame_until_one_is_written(merge, twins):
     """The promise of the whole system."""
     one, two = twins
@@ -95,6 +96,7 @@ def test_equal_pages_share_a_frame_until_one_is_written(merge, twins):
     assert (two.rows == before[1]).all()
 
 
+@pytest.mark.check
 def test_it_merges_again_what_was_written(merge, twins):
     """Three times over: written pages find back to their twins."""
     one, two = twins
@@ -137,6 +139,7 @@ def test_protection_stays(merge, twins):
     assert {mapping.prot for mapping in one.mappings()} == {libc.PROT_READ}
 
 
+@pytest.mark.check
 def test_a_child_has_the_bytes_of_its_parent(merge, twins):
     """Forked after the merge, each writes for itself."""
     one, two = twins

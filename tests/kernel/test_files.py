@@ -54,6 +54,7 @@ def test_written_pages_merge_and_clean_ones_do_not(mapped, file, different):
     assert (two.rows == expected).all()
 
 
+@pytest.mark.check
 @pytest.mark.root
 def test_written_pages_of_a_file_share_frames(mapped, different):
     """Also with anonymous memory of the same bytes."""

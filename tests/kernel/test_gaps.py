@@ -102,6 +102,7 @@ def test_scattered_duplicates_merge_in_any_order(twins):
     assert (two.rows[:500] == one.rows[order]).all()
 
 
+@pytest.mark.check
 @pytest.mark.root
 def test_scattered_duplicates_share_the_frames_of_their_twins(twins):
     """By frame numbers, page by page."""

@@ -42,6 +42,7 @@ def merged_part(one):
     return one.where[0], one.where[1] - PAGE_SIZE
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("prot", [1, 3, 5, 7], ids=["r--", "rw-", "r-x", "rwx"])
 def test_protection_is_kept(twins, prot):
     """Stored pages, merged pages, and both again after a second merge."""
@@ -117,6 +118,7 @@ def test_memory_can_be_protected_and_written_after_a_merge(twins):
     assert (two.rows == content).all()
 
 
+@pytest.mark.check
 def test_nothing_outside_the_range_is_touched(area, different):
     """Neighbouring pages stay what and where they are."""
     one, two = area(9), area(9)
@@ -135,6 +137,7 @@ def test_nothing_outside_the_range_is_touched(area, different):
     assert (two.rows == content).all()
 
 
+@pytest.mark.check
 @pytest.mark.root
 def test_a_write_unmerges_the_page_of_the_writer_only(area, different):
     """Three share; one writes; the other two go on sharing all."""

@@ -99,6 +99,7 @@ def test_what_has_no_twin_stays(area, different, state):
     assert by_ksm(one).count(True) == 1
 
 
+@pytest.mark.check
 def test_freed_pages_read_as_zeros(twins, state):
     """What allocators count on, and the pool cannot give."""
     one, _ = twins

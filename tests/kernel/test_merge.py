@@ -12,6 +12,7 @@ from tests.conftest import frames
 pytestmark = pytest.mark.usefixtures("runtime")
 
 
+@pytest.mark.check
 @pytest.mark.root
 def test_equal_pages_share_a_frame_until_one_is_written(memory, different):
     """The promise of the whole system, with frame numbers as the oracle."""

@@ -109,6 +109,7 @@ KINDS = {
 }
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("kind", KINDS)
 def test_objects_of_every_kind_merge_and_unmerge(kind, different):
     """All pages but those at edges of mappings, and the bytes stay."""
@@ -265,6 +266,7 @@ def test_a_closed_mmap_leaves_nothing(different):
     assert pool_pages(span) == 0
 
 
+@pytest.mark.check
 def test_freeing_in_a_forked_child_leaves_the_parents_memory(plain):
     """Both had the array; the child's end of it is the child's."""
     one = plain(64)

@@ -34,6 +34,7 @@ def lack(request, monkeypatch):
         yield wanted
 
 
+@pytest.mark.check
 @pytest.mark.usefixtures("here", "lack")
 def test_memory_merges_and_stays_intact(area, different):
     """First sight, second sight, and both once more."""

@@ -156,6 +156,7 @@ def test_memory_unmapped_meanwhile_is_an_outcome(offered, here, moment, hole):
 # -- unmerge
 
 
+@pytest.mark.check
 @pytest.mark.usefixtures("threads")
 def test_unmerged_memory_is_anonymous_and_private_again(area, different):
     """Same bytes, same protection, and no trace of the pool."""
@@ -197,6 +198,7 @@ def test_a_part_can_be_unmerged(area, different):
     assert (one.rows == content).all()
 
 
+@pytest.mark.check
 def test_dropped_pages_read_as_zeros_after_unmerging(area, different):
     """MADV_DONTNEED does what it does to anonymous memory."""
     one = area(11)

@@ -220,6 +220,7 @@ def test_memory_watched_by_another_userfaultfd_is_refused(area, different):
         os.close(fd)
 
 
+@pytest.mark.check
 def test_refusals_do_not_keep_the_rest_from_merging(area, different):
     """One range over mappings of many kinds."""
     one, two = area(12), area(12)

@@ -163,6 +163,7 @@ def test_no_write_is_lost_while_its_page_is_unmerged(memory, fills):
     assert all(holds(w.rows, w.last, w.fill) for w in writers)
 
 
+@pytest.mark.check
 def test_threads_that_merge_at_once_take_turns(memory, different):
     """Each its own memory, all of them the same."""
     content = different(PAGES)

@@ -89,6 +89,7 @@ def test_the_zero_page_is_already_merged(zeroed):
     assert (report.already, report.scanned) == (4, 4)
 
 
+@pytest.mark.check
 def test_a_page_that_differs_in_its_last_byte_is_not_zero(zeroed):
     """Every byte is looked at."""
     one = zeroed(3)
@@ -98,6 +99,7 @@ def test_a_page_that_differs_in_its_last_byte_is_not_zero(zeroed):
     assert np.flatnonzero(one.rows).tolist() == [2 * PAGE_SIZE - 1]
 
 
+@pytest.mark.check
 def test_a_write_to_a_zero_page_stays_with_the_writer(zeroed):
     """The kernel copies it, as any page of fresh memory."""
     one, two = zeroed(4), zeroed(4)

@@ -183,6 +183,7 @@ def test_trying_tells_what_smaps_tells(monkeypatch, there, other_space, deed, pa
 # -- comparing
 
 
+@pytest.mark.check
 def test_comparisons_that_are_under_way_together_do_not_mix(memory, different):
     """Each says of its own pages whether they equal theirs, large or small."""
     some = memory(2048)
@@ -212,6 +213,7 @@ def whole_of(some, first, count, slot):
 # -- equal pages
 
 
+@pytest.mark.check
 def test_equal_pages_are_replaced_and_read_the_same(subject, space, pool, data):
     """The range is the pool's now, as private and as writable as before."""
     piece = Piece(subject, PAGES)
@@ -241,6 +243,7 @@ def test_replaced_pages_share_the_pools_frames(subject, space, pool, data):
     assert (two.frames() == shared).all()
 
 
+@pytest.mark.check
 def test_a_write_afterwards_is_the_writers_own(subject, space, pool, data):
     """Neither the pool nor another range sees it."""
     one, two = Piece(subject, PAGES), Piece(subject, PAGES)
@@ -268,6 +271,7 @@ def test_slots_anywhere_in_the_pool_can_be_taken(subject, space, pool, data):
     assert piece.read(0, 5) == expected
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     "where", [0, PAGES * PAGE_SIZE // 2 + 77, PAGES * PAGE_SIZE - 1]
 )
@@ -286,6 +290,7 @@ def test_one_byte_that_differs_keeps_the_range_as_it_is(
     assert space.count_mappings(piece.span) == count
 
 
+@pytest.mark.check
 def test_each_exchange_has_its_own_verdict(subject, space, pool, data):
     """One that fails stops none of the others; more of them than fit in one stop."""
     piece, count = Piece(subject, 150), 150
@@ -531,6 +536,7 @@ def test_privatised_pages_have_frames_of_their_own(subject, space, pool, data):
     assert len(set(one.frames())) == PAGES
 
 
+@pytest.mark.check
 def test_privatised_memory_reads_as_zeros_once_it_is_dropped(
     subject, space, pool, data
 ):

@@ -85,6 +85,7 @@ def assert_works(foothold):
 # -- coming, working, going
 
 
+@pytest.mark.check
 def test_nothing_is_left_behind(subject):
     """No descriptor, mapping, stub, tracer or blocked signal; nor with ourselves."""
     before, ours = state_of(subject.pid), count_fds()
@@ -258,6 +259,7 @@ class Spoilt(Exception):
     pass
 
 
+@pytest.mark.check
 def test_a_check_that_fails_leaves_everything_undone(subject):
     """What it raises comes out, and the process goes on."""
 
@@ -342,6 +344,7 @@ def sends_first(monkeypatch, name, pid, number):
     return sent
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     "moment", ["resume_to_syscall", "resume"], ids=["coming", "working"]
 )
@@ -496,6 +499,7 @@ def test_what_a_killed_one_left_is_taken_out_while_its_numbers_are_in_use(
 NEXT = "print('ready', flush=True); import sys; sys.stdin.read()"
 
 
+@pytest.mark.check
 def test_a_program_that_is_executed_meanwhile_is_not_touched(subject):
     """It has nothing of ours: not the stub, nor the workspace."""
     with foothold_in(subject.pid) as foothold:

@@ -151,6 +151,7 @@ def test_seccomp_strict_mode_is_seen(program):
     assert guards.objection_to(locked.pid) == guards.STRICT
 
 
+@pytest.mark.check
 def test_memory_that_the_kernel_counts_as_pinned_is_seen(process):
     """A buffer registered with io_uring; here its descriptor is closed already."""
     pinned = process(

@@ -132,6 +132,7 @@ def test_processes_share_what_they_hold_twice(holder, content):
     assert one.read() == two.read() == content
 
 
+@pytest.mark.check
 @pytest.mark.root
 def test_shared_pages_are_one_frame(holder, content):
     """Until one is written to, which the others do not see."""

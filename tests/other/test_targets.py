@@ -49,6 +49,7 @@ def test_a_program_bears_what_every_tracer_does(target, program, how):
     one.ends_well()
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program[0])
 def test_a_program_notices_one_wrong_byte(target, program):
     """Of all it offers; it says where, and exits with status 1."""

@@ -102,6 +102,7 @@ def test_a_page_that_is_unmerged_waits_twice_as_long(world, holder):
     assert one.ask("sum") == two.ask("sum")
 
 
+@pytest.mark.check
 def test_zeros_become_the_kernels_page_of_zeros(world, holder):
     """They need no twin, and no pool."""
     one = holder([0] * 100)

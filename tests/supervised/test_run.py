@@ -67,7 +67,7 @@ def program(request, tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.parametrize("threads", [1, 8])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.check), 8])
 def test_equal_pages_share_a_frame_after_each_merge_and_none_after_each_write(
     run, program, threads
 ):
@@ -319,6 +319,7 @@ def test_without_its_waiter_the_command_ends(started):
     one.stderr.close()
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("refuses", "error"),
     [("running.listen", Unsupported), ("supervisor.known_filters", NotPermitted)],
