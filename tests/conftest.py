@@ -19,11 +19,13 @@ import pytest
 from hypothesis import settings
 
 from sksm import session
+from sksm.daemon import launch
 from sksm.daemon.client import RemoteStore
 from sksm.errors import DaemonUnreachable
 from sksm.linux import ksm
 from sksm.linux.features import missing
 from sksm.spans import PAGE_SIZE, Span
+from tests.nursery import Nursery
 
 pytest_plugins = ["tests.watchdog"]
 
@@ -196,6 +198,19 @@ def poll(condition, seconds=20.0):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
     return value
+
+
+@pytest.fixture(scope="session")
+def _nursery():
+    with contextlib.closing(Nursery()) as nursery:
+        yield nursery
+
+
+@pytest.fixture(autouse=True)
+def _quick_start(request, monkeypatch, _nursery):
+    """Have daemons forked from one that has imported everything already."""
+    if not request.node.get_closest_marker("own_start"):
+        monkeypatch.setattr(launch, "_spawn", _nursery.spawn)
 
 
 @pytest.fixture(autouse=True)

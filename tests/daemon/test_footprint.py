@@ -7,6 +7,8 @@ import pytest
 
 from sksm.store.index import Index
 
+pytestmark = pytest.mark.own_start
+
 MIB = 1 << 20
 
 

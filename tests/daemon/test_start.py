@@ -17,6 +17,8 @@ from tests.conftest import Memory, daemon_pid
 from tests.puppets import Puppet
 from tests.support import content
 
+pytestmark = pytest.mark.own_start
+
 PROGRAM = """
 import os, sys, numpy as np, sksm
 data = sksm.empty((32, 4096), np.uint8)
