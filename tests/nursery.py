@@ -9,6 +9,7 @@ about starting, and about what a daemon inherits or takes, have the mark `own_st
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,13 +30,17 @@ class Nursery:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(self._path)
             listener.listen(16)
-            self._process = subprocess.Popen(
+            # No child of ours: tests list these, and wait for them.
+            started = subprocess.run(
                 [sys.executable, "-m", "tests.nursery", str(listener.fileno())],
                 cwd=Path(__file__).parents[1],
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
+                check=True,
             )
+            self._pid = int(started.stdout)
 
     def spawn(self, listener, domain):
         """Take the place of `launch._spawn`."""
@@ -50,13 +55,17 @@ class Nursery:
             assert line.recv(1) == b".", "the nursery could not fork a daemon"
 
     def close(self):
-        self._process.kill()
-        self._process.wait()
+        os.kill(self._pid, signal.SIGKILL)
         self._folder.cleanup()
 
 
 def main(number):
     """Fork daemons until killed."""
+    if pid := os.fork():
+        print(pid, flush=True)
+        return
+    with open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), 1)
     from sksm.daemon import server  # noqa: F401, PLC0415  what else a daemon imports
     from sksm.daemon.main import main as daemon  # noqa: PLC0415
 

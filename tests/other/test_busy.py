@@ -7,6 +7,7 @@ import os
 import pytest
 
 from sksm.engines.pool import PoolEngine
+from sksm.errors import SksmError
 from sksm.linux.features import Feature
 from sksm.pipeline import merge_all
 from sksm.process import borrowing
@@ -99,4 +100,25 @@ def test_a_merge_that_breaks_off_anywhere_leaves_a_program_that_goes_on(
         if not happened:
             break
     assert number > 50, "hardly a step was met"
+    one.ends_well()
+
+
+def test_writers_wait_for_a_list_that_we_have_given_up(target, monkeypatch):
+    """It exchanges pages yet that were compared: no write to them may come between."""
+    one = target("threads", 4, 1)
+    hear, calls = borrowing.Thread._hear, []
+
+    def give_up(thread, *args):
+        calls.append(1)
+        if len(calls) % 2 == 0:  # it has begun, and is not at its end
+            raise Broken
+        hear(thread, *args)
+
+    monkeypatch.setattr(borrowing.Thread, "_hear", give_up)
+    for _ in range(40):
+        store = LocalStore()
+        with contextlib.closing(store), contextlib.suppress(Broken, OSError, SksmError):
+            merging.merge(one, store)
+    assert len(calls) >= 40, "hardly a list was begun"
+    one.goes_on()
     one.ends_well()

@@ -72,6 +72,8 @@ class Site:
                     barrier.raise_at(span)
             yield
         finally:
+            if self._foothold.astray:
+                barrier.leave_standing()
             for span in raised:
                 barrier.lower_at(span)
 

@@ -68,7 +68,7 @@ class Foothold:
         self._line: socket.socket | None = None
         self._far_end = -1  # of the line, a descriptor of the process
         self._lent: dict[int, int] = {}  # descriptors of the process, and ours
-        self._astray = False  # a thread is in the stub that we have not taken back
+        self.astray = False  # a thread is in the stub that we have not taken back
 
     def _find(self) -> tuple[int, stub.Owner | None]:
         return stub.find(self._read(self._vdso.start, self._vdso.size))
@@ -197,7 +197,7 @@ class Foothold:
         if self._line is None:
             return
         try:
-            for _ in range(0 if self._astray else _TRIES):
+            for _ in range(0 if self.astray else _TRIES):
                 with contextlib.suppress(Interrupted, BlockingIOError):
                     self.threads.hold_all(self._uninstall)
                     return
@@ -337,7 +337,7 @@ class Foothold:
         Args:
             work: done once, but for signals that come before its first call.
         """
-        if self._astray:
+        if self.astray:
             raise BlockingIOError(errno.EBUSY, _UNFINISHED)
 
         def borrow(tid: int) -> _T:
@@ -348,7 +348,7 @@ class Foothold:
                     thread.block_signals()
                     return work(thread)
             except BlockingIOError:
-                self._astray = True
+                self.astray = True
                 raise
 
         for _ in range(_TRIES):
@@ -386,7 +386,7 @@ class Foothold:
                 passed on, nothing is done.
         """
         assert self._line is not None
-        if self._astray:
+        if self.astray:
             raise BlockingIOError(errno.EBUSY, _UNFINISHED)
         words, own = framed(
             rows,
@@ -413,7 +413,7 @@ class Foothold:
             except (Interrupted, ProcessLookupError):
                 raise
             except BaseException:
-                self._astray = True
+                self.astray = True
                 raise
 
         if held:  # and not ours to be let go

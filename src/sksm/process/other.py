@@ -78,7 +78,7 @@ class OtherProcess:
             with contextlib.suppress(OSError):  # it ended, or cannot be stopped now
                 self._foothold.leave()
         if self._raised:
-            os.close(self._raised.fd)
+            self._raised.leave_standing()  # of which nothing stands but for a list
             self._raised = None
         for _lent, view in self._pools.values():
             view.close()
@@ -214,8 +214,7 @@ class OtherProcess:
             yield
         finally:
             self._protected = False
-            with contextlib.suppress(OSError):  # what was replaced is not registered
-                userfaultfd.unregister(barrier.fd, span)
+            barrier.end_at(span)
 
     def exchange(self, pool: int, exchanges: Sequence[Exchange]) -> list[int]:
         """Compare and replace; see `AddressSpace.exchange`.

@@ -90,13 +90,32 @@ class Barrier:
         """Make who writes to `span` wait, from now on."""
         userfaultfd.write_protect(self.fd, span, on=True)
 
+    def leave_standing(self) -> None:
+        """Let go of the barrier, which stands for as long as a call list needs it.
+
+        A thread that we could not take back may work off its list still: it exchanges
+        pages that were compared, and nobody must write to them before that. Its end of
+        the line holds the descriptor until then (`Thread.run`).
+        """
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
     def lower_at(self, span: Span) -> None:
         """Let everybody write to `span`, or what has been put in its place."""
+        if self.fd < 0:
+            return
         try:
             userfaultfd.write_protect(self.fd, span, on=False)  # wakes them, too
         except OSError:  # replaced: nothing is left to release
             with contextlib.suppress(OSError):
                 userfaultfd.wake(self.fd, span)
+
+    def end_at(self, span: Span) -> None:
+        """Have nothing to do with `span` any more, unless a list needs it still."""
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):  # what was replaced is not registered
+                userfaultfd.unregister(self.fd, span)
 
 
 FORBIDDEN = "it may not create a userfaultfd (seccomp), so writers cannot be held off"
