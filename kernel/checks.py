@@ -124,10 +124,10 @@ def project() -> Commands:
     """The project's own: every engine's contract, and the kernel engine in use."""
     pytest: list[str | Path] = [*_HERE, "pytest", *_PYTEST]
     return {
-        CONTRACT: [*pytest, *_REAL, "tests/kernel/test_engines.py"],
-        ENGINE: [*pytest, *_REAL, "tests/kernel/test_kernel_engine.py"],
+        CONTRACT: [*pytest, *_REAL, "tests/engines/test_engines.py"],
+        ENGINE: [*pytest, *_REAL, "tests/engines/test_kernel_engine.py"],
         SCANNER: [*pytest, *_BY_CALL, "tests/scanner/test_in_place.py"],
-        YAMA: [*_UNDER_YAMA, *pytest, *_BELOW, "tests/supervised"],
+        YAMA: [*_UNDER_YAMA, *pytest, *_BELOW, "tests/run"],
         DOCTOR: [*_HERE, "sksm.commands.main", "doctor"],
     }
 

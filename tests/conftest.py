@@ -27,7 +27,7 @@ from sksm.linux.features import missing
 from sksm.spans import PAGE_SIZE, Span
 from tests.nursery import Nursery
 
-pytest_plugins = ["tests.watchdog"]
+pytest_plugins = ["tests.watchdog", "tests.memory", "tests.process.fixtures"]
 
 # How long an example takes depends on what runs beside it.
 settings.register_profile("sksm", deadline=None)
@@ -35,16 +35,6 @@ settings.load_profile("sksm")
 
 # In CI every kernel feature must be there: a skip would hide a broken machine.
 REQUIRE_KERNEL = os.environ.get("SKSM_REQUIRE_KERNEL") == "1"
-
-
-UNIT = Path(__file__).parent / "unit"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(UNIT):
-            item.add_marker(pytest.mark.check)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -12,7 +12,7 @@ from sksm.process import permission
 from sksm.reporters import progress
 from sksm.spans import PAGE_SIZE
 from tests.conftest import poll
-from tests.other.holder import Holder
+from tests.process.holder import Holder
 
 PAGES = 256
 

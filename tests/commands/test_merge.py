@@ -16,9 +16,8 @@ from sksm.report import OUTCOMES
 from sksm.spans import PAGE_SIZE
 from tests.commands.test_estimate import ended_pid
 from tests.conftest import NO_KSM
-from tests.other.conftest import patient  # noqa: F401  a fixture
-from tests.other.subject import Piece, Subject, mappings_of, state_of
-from tests.other.test_runtimes import JEMALLOC
+from tests.process.subject import Piece, Subject, mappings_of, state_of
+from tests.process.test_runtimes import JEMALLOC
 
 pytestmark = [
     pytest.mark.needs(

@@ -14,9 +14,9 @@ from sksm.daemon.client import RemoteStore
 from sksm.linux.features import Feature
 from tests.commands.conftest import PROGRAM
 from tests.conftest import daemon_pid, poll
-from tests.other.holder import Holder
+from tests.process.holder import Holder
+from tests.reporters.test_metrics import free_port, scraped
 from tests.scanner.test_scanner import inside, merged
-from tests.unit.test_metrics import free_port, scraped
 
 SKSMD = [sys.executable, "-m", "sksm.commands.sksmd"]
 pytestmark = pytest.mark.usefixtures("runtime")

@@ -14,7 +14,7 @@ from sksm.scanner.config import Config
 from sksm.scanner.figures import Figures, ProcessFigures, Refusal
 from sksm.scanner.selection import Rule
 from tests.commands.conftest import PROGRAM
-from tests.other.holder import Holder
+from tests.process.holder import Holder
 
 SAME = list(range(1, 101))
 

@@ -5,7 +5,7 @@ import pytest
 from sksm.linux import ksm
 from sksm.linux.features import Feature
 from sksm.scanner.scanner import Scanner, Target
-from tests.other.holder import Holder
+from tests.process.holder import Holder
 
 QUIET = 4.0
 

@@ -13,7 +13,7 @@ from sksm.scanner.watched import FEW_PAGES
 from sksm.spans import PAGE_SIZE, Span
 from tests.commands.conftest import PROGRAM
 from tests.conftest import poll
-from tests.other.holder import Holder
+from tests.process.holder import Holder
 from tests.scanner.conftest import IN_PLACE
 from tests.scanner.test_in_place import cheap, marked, shared
 from tests.scanner.test_scanner import SAME, inside

@@ -11,7 +11,7 @@ import pytest
 
 from tests.commands.conftest import PROGRAM
 from tests.conftest import daemon_pid, poll
-from tests.other.holder import Holder
+from tests.process.holder import Holder
 from tests.scanner.conftest import WATCHING
 from tests.scanner.test_scanner import inside, merged
 

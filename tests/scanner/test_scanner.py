@@ -21,8 +21,8 @@ from sksm.scanner.watched import FEW_PAGES, Watched
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 from sksm.store.reclaim import copied
 from tests.conftest import end_daemon
-from tests.other.freezer import Freezer
-from tests.other.holder import Holder
+from tests.process.freezer import Freezer
+from tests.process.holder import Holder
 from tests.scanner.conftest import WATCHING, World
 
 pytestmark = [
@@ -36,7 +36,7 @@ NOBODY = """
 import os
 import numpy.random  # while it can be read
 from sksm.linux import libc
-from tests.other.holder import main
+from tests.process.holder import main
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
 libc.prctl(libc.PR_SET_DUMPABLE, 1, 0, 0, 0)  # the kernel guards who gave up rights

@@ -12,7 +12,7 @@ from sksm.scanner.figures import Ledger
 from sksm.scanner.scanner import Epoch, Target
 from sksm.scanner.selection import Rule
 from sksm.scanner.service import Service
-from tests.other.holder import Holder
+from tests.process.holder import Holder
 from tests.scanner.conftest import World
 from tests.scanner.test_scanner import SAME, inside, merged
 

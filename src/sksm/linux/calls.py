@@ -83,7 +83,7 @@ SOURCE = {
         ret
     """
 }
-# What `as` makes of it (tests/unit/test_calls.py asks it).
+# What `as` makes of it (tests/linux/test_calls.py asks it).
 CODE = {
     "x86_64": bytes.fromhex(
         "f30f1efa535541544889fb4889f54839eb7345488b03488b7b08488b7310488b"

@@ -72,7 +72,7 @@ SOURCE = """
         .balign 8
     frame:
 """
-# What `as` makes of it (tests/unit/test_stub.py asks it).
+# What `as` makes of it (tests/process/test_stub.py asks it).
 CODE = bytes.fromhex(
     "0f05eb384839eb7333488b03488b7b08488b7310488b53184c8b53204c8b4328"
     "4c8b4b300f0548894348483b433875064883c350ebce488b5b40ebc8b80e0000"
