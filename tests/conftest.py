@@ -210,6 +210,21 @@ def _however_little(_own_runtime, request, monkeypatch):
         monkeypatch.setattr(RemoteStore, "upkeep_bytes", lambda _: 0)
 
 
+@pytest.fixture(autouse=True)
+def _knobs_of_ksm(request):
+    """See that a test which may turn KSM's knobs leaves them as they were."""
+    if not request.node.get_closest_marker("machine") or not ksm.FOLDER.exists():
+        yield
+        return
+    before = ksm._knobs()
+    yield
+    if (after := ksm._knobs()) != before:
+        for name, value in before.items():
+            if os.access(ksm.FOLDER / name, os.W_OK):
+                (ksm.FOLDER / name).write_text(value)
+        pytest.fail(f"it left KSM's knobs turned: {after}, and not {before}")
+
+
 NO_KSM = "ksmd is out of reach"
 
 

@@ -117,6 +117,7 @@ def test_reader_that_leaves_is_no_reason_to_complain():
     os.close(far)
 
 
+@pytest.mark.machine  # doctor tries ksmd
 @pytest.mark.usefixtures("runtime")
 def test_no_colour_where_none_is_wanted(sksm_program):
     """NO_COLOR wins over a terminal that could."""

@@ -248,7 +248,7 @@ def run(machine, **limits):
 @pytest.mark.limit(600)  # a failure takes long to make small
 def test_every_process_reads_what_it_wrote(programs):
     """Through merges, forks, resizes, protections, frees and ends, in any order."""
-    run(programs, max_examples=90, stateful_step_count=50)
+    run(programs, max_examples=45, stateful_step_count=50)
 
 
 @pytest.mark.slow

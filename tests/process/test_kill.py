@@ -185,7 +185,7 @@ def test_a_merge_killed_at_any_system_call_leaves_a_program_that_goes_on(
 
 
 @pytest.mark.parametrize(
-    "kills", [8, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.limit(900)])]
+    "kills", [3, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.limit(900)])]
 )
 def test_the_next_merge_waits_for_what_a_killed_one_left_to_itself(target, kills):
     """A signal that was pending comes before a thread's registers are restored.

@@ -8,9 +8,12 @@ from sksm.linux.features import Feature
 from tests.conftest import poll
 from tests.process import disturb, merging
 
-pytestmark = pytest.mark.needs(
-    Feature.PTRACE_SEIZE, Feature.USERFAULTFD_WP, Feature.PIDFD_GETFD
-)
+pytestmark = [
+    pytest.mark.needs(
+        Feature.PTRACE_SEIZE, Feature.USERFAULTFD_WP, Feature.PIDFD_GETFD
+    ),
+    pytest.mark.usefixtures("unhurried"),
+]
 
 FAST_SECONDS, SLOW_SECONDS = 1.0, 20.0
 slow = pytest.mark.slow

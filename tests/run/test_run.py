@@ -277,7 +277,11 @@ def test_what_outlives_the_program_is_answered_and_then_nobody_is_left(
 
 @pytest.mark.parametrize(
     "starts",
-    [10, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.limit(1800)])],
+    [
+        4,
+        pytest.param(10, marks=pytest.mark.slow),
+        pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.limit(1800)]),
+    ],
 )
 def test_many_starts_leave_nothing_behind(run, program, runtime, starts):
     """No process, no descriptor, no page; the program looks for what is left in it."""

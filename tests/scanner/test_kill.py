@@ -35,7 +35,7 @@ def descriptors(pid):
 @pytest.mark.parametrize(
     "kills",
     [
-        pytest.param(4, marks=pytest.mark.limit(300)),
+        pytest.param(3, marks=pytest.mark.limit(300)),
         pytest.param(150, marks=[pytest.mark.slow, pytest.mark.limit(1800)]),
     ],
 )
