@@ -33,6 +33,13 @@ pytest_plugins = ["tests.watchdog", "tests.memory", "tests.process.fixtures"]
 settings.register_profile("sksm", deadline=None)
 settings.load_profile("sksm")
 
+# A shell that starts the tests in the background has them ignore these, and whatever
+# they start would, too.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        default = signal.default_int_handler if number == signal.SIGINT else None
+        signal.signal(number, default or signal.SIG_DFL)
+
 # In CI every kernel feature must be there: a skip would hide a broken machine.
 REQUIRE_KERNEL = os.environ.get("SKSM_REQUIRE_KERNEL") == "1"
 
