@@ -77,27 +77,11 @@ class _Run:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config, log):
-        """Have one worker run all tests that need the machine, so that none waits.
-
-        The group that `--dist loadgroup` goes by is appended to a test's nodeid, which
-        pytest 9.2 does not allow any more (pytest-xdist 3.8).
-        """
         if config.getoption("dist") != "loadgroup":
             return None
-        from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415
+        from tests.scheduling import Scheduling  # noqa: PLC0415  where there is xdist
 
-        folder = self.folder
-
-        class Scheduling(LoadScopeScheduling):
-            def schedule(self):
-                for path in folder.glob("*.machine"):
-                    self.machine = frozenset(json.loads(path.read_text()))
-                super().schedule()
-
-            def _split_scope(self, nodeid):
-                return "machine" if nodeid in self.machine else nodeid
-
-        return Scheduling(config, log)
+        return Scheduling(config, log, self.folder)
 
     def pytest_terminal_summary(self, terminalreporter):
         if hasattr(terminalreporter.config, "workerinput"):
