@@ -1,7 +1,6 @@
 """What the tests share: memory to play with, a daemon of their own, oracles."""
 
 import contextlib
-import mmap
 import os
 import shutil
 import signal
@@ -26,6 +25,8 @@ from sksm.linux import ksm
 from sksm.linux.features import missing
 from sksm.spans import PAGE_SIZE, Span
 from tests.nursery import Nursery
+from tests.puppets import Deeds, Puppet
+from tests.rows import Memory
 
 pytest_plugins = ["tests.watchdog", "tests.memory", "tests.process.fixtures"]
 
@@ -51,25 +52,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 (pytest.fail if REQUIRE_KERNEL else pytest.skip)(reason)
     if item.get_closest_marker("root") and os.getuid() != 0:
         pytest.skip("needs root: reads physical frame numbers or kernel-wide state")
-
-
-class Memory:
-    """Pages of this process: a span, their bytes as a matrix, their frames."""
-
-    def __init__(self, pages: int) -> None:
-        # One page before and one behind: the first of an mmap and the last of a
-        # mapping are not merged.
-        size = (pages + 2) * PAGE_SIZE
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self.mmap = mmap.mmap(-1, size, flags=flags)
-        self.rows = np.frombuffer(self.mmap, np.uint8).reshape(-1, PAGE_SIZE)
-        self.rows = self.rows[1:-1]
-        start = self.rows.ctypes.data
-        self.span = Span(start, start + pages * PAGE_SIZE)
-
-    @property
-    def address(self) -> int:
-        return self.span.start
 
 
 @pytest.fixture
@@ -208,6 +190,25 @@ def _quick_start(request, monkeypatch, _nursery):
     """Have daemons forked from one that has imported everything already."""
     if not request.node.get_closest_marker("own_start"):
         monkeypatch.setattr(launch, "_spawn", _nursery.spawn)
+
+
+@pytest.fixture
+def puppets(_nursery, request):
+    """Give `puppets(kind, *args)`: a forked process that does what it is told.
+
+    It starts daemons, and merges little, as this process does.
+    """
+    marked = request.node.get_closest_marker
+    how = {"own_start": bool(marked("own_start")), "by_gain": bool(marked("by_gain"))}
+    started = []
+
+    def start(kind=Deeds, *args):
+        started.append(Puppet(_nursery.fork, kind, *args, **how))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,21 @@
-"""Processes on strings: forked, told what to do with memory of theirs, killed."""
+"""Processes that do, step by step, what a test tells them, with memory of their own.
+
+Puppets are for all that runs sksm or numpy: the nursery forks them, and so they import
+nothing. What must look like somebody's program, with nothing of ours in it, is started:
+a `Subject` (tests/process/subject.py).
+
+What a puppet has from the nursery it shares with it, frame by frame. A test compares
+only what the puppet has made itself.
+"""
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
+import select
 import signal
 import traceback
+from multiprocessing import reduction
 
 import msgspec
 
@@ -15,12 +26,81 @@ from sksm.daemon.client import RemoteStore
 from sksm.linux import libc
 from sksm.pages import BATCH_PAGES
 from sksm.spans import PAGE_SIZE
-from tests.conftest import Memory
-from tests.support import content
+from tests.rows import Memory, content
 
 
-class Deeds:
-    """What a puppet can do. Memory goes by name; its shadow copy stays behind."""
+class Obedient:
+    """What every puppet can do; a kind of puppet is a subclass, and adds its deeds."""
+
+    line: multiprocessing.connection.Connection  # to the test
+
+    def do(self, function, *args):
+        """Call a function of a module, the test's for example."""
+        return function(*args)
+
+    def become(self, uid):
+        """Be that user from now on, as a program of theirs that they may look at."""
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        # The kernel guards who gave up rights.
+        libc.prctl(libc.PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+    def show(self):
+        """Let everybody of this user look at it: the test is not above it (Yama)."""
+        with contextlib.suppress(OSError):  # EINVAL without Yama
+            libc.prctl(libc.PR_SET_PTRACER, 2**64 - 1, 0, 0, 0)
+
+    def hide(self):
+        """Let nobody look at this process but root."""
+        libc.prctl(libc.PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+    def fork(self, *, hidden=False):
+        """Leave a child behind that only lives. It dies with its stop pipe."""
+        near, far = os.pipe()
+        ready, tell = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(far)
+            self.line.close()
+            if hidden:
+                self.hide()
+            os.write(tell, b"x")
+            os.read(near, 1)
+            os._exit(0)
+        os.read(ready, 1)
+        for fd in (near, ready, tell):
+            os.close(fd)
+        self.stop = far
+        return pid
+
+    def fork_hidden(self):
+        return self.fork(hidden=True)
+
+    def end_child(self, pid):
+        os.close(self.stop)
+        os.waitpid(pid, 0)
+
+    def split(self):
+        """Fork a child that obeys, too: `Puppet.split` sees to the rest."""
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for it
+        near, far = multiprocessing.Pipe()
+        pid = os.fork()
+        if pid == 0:
+            near.close()
+            self.line.close()
+            try:
+                serve(self, far)
+            finally:
+                os._exit(0)
+        far.close()
+        self.line.send((True, pid))
+        with near:
+            reduction.send_handle(self.line, near.fileno(), os.getppid())
+
+
+class Deeds(Obedient):
+    """Merges memory, which goes by name; its shadow copy stays behind."""
 
     def __init__(self):
         self.memory, self.shadow = {}, {}
@@ -102,75 +182,110 @@ class Deeds:
     def hang_up(self):
         session.current.close()
 
-    def fork(self, *, hidden=False):
-        """Leave a child behind that only lives. It dies with its stop pipe."""
-        near, far = os.pipe()
-        ready, tell = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(far)
-            if hidden:
-                self.hide()
-            os.write(tell, b"x")
-            os.read(near, 1)
-            os._exit(0)
-        os.read(ready, 1)
-        for fd in (near, ready, tell):
-            os.close(fd)
-        self.stop = far
-        return pid
-
-    def fork_hidden(self):
-        return self.fork(hidden=True)
-
-    def end_child(self, pid):
-        os.close(self.stop)
-        os.waitpid(pid, 0)
-
-    def hide(self):
-        """Let nobody look at this process but root."""
-        libc.prctl(libc.PR_SET_DUMPABLE, 0, 0, 0, 0)
-
 
 class Puppet:
-    """A forked process that does what it is told; an attribute is a deed."""
+    """A puppet as the test sees it; an attribute is a deed. `puppets` starts it.
 
-    def __init__(self):
+    Args:
+        fork: how: `Nursery.fork`.
+        kind: a subclass of `Obedient` that a module has.
+        args: for its constructor.
+        how: for `fork`.
+    """
+
+    def __init__(self, fork, kind, *args, **how):
         self._near, far = multiprocessing.Pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._near.close()
-            _dance(far)
-        far.close()
-        self.alive = True
+        with far:
+            self.pid, self._pidfd, self._ends = fork(far.fileno(), **how)
+        self.tell(kind, *args)
+        self.hear()
 
     def __getattr__(self, deed):
-        def do(*args):
-            self._near.send((deed, args))
-            result = self._near.recv()
-            if isinstance(result, str) and result.startswith("Traceback"):
-                raise AssertionError(result)
-            return result
+        if deed.startswith("_"):
+            raise AttributeError(deed)
+
+        def do(*args, **named):
+            self.tell(deed, *args, **named)
+            return self.hear()
 
         return do
 
-    def end(self, how=signal.SIGKILL):
+    def tell(self, deed, *args, **named):
+        """Have it begin a deed."""
+        self._near.send((deed, args, named))
+
+    def hear(self):
+        """Wait for the next answer."""
+        done, result = self._near.recv()
+        if not done:
+            raise AssertionError(result)
+        return result
+
+    def split(self):
+        """Have it fork a child, which is a puppet, too, with copies of its memory."""
+        child = Puppet.__new__(Puppet)
+        self.tell("split")
+        child.pid = self.hear()
+        handle = reduction.recv_handle(self._near)
+        child._near = multiprocessing.connection.Connection(handle)
+        child._pidfd = os.pidfd_open(child.pid)
+        child._ends = child._code = None
+        return child
+
+    def send_signal(self, number):
+        signal.pidfd_send_signal(self._pidfd, number)
+
+    def wait(self, seconds=30):
+        """Wait for its end, and give its exit code, as `subprocess` does."""
+        assert select.select([self._pidfd], [], [], seconds)[0], "it does not end"
+        if self._ends is not None:  # or its parent is another puppet
+            with self._ends:
+                self._code = os.waitstatus_to_exitcode(int(self._ends.recv(16)))
+            self._ends = None
+        return self._code
+
+    def let_go(self):
+        """Have it end of its own accord, and give its exit code."""
+        self._near.close()
+        return self._over()
+
+    def end(self):
         """Kill it, and wait for its end."""
-        if self.alive:
-            os.kill(self.pid, how)
-            os.waitpid(self.pid, 0)
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.send_signal(signal.SIGKILL)
             self._near.close()
-            self.alive = False
+            self._over()
+
+    def _over(self):
+        code = self.wait()
+        os.close(self._pidfd)
+        self._pidfd = None
+        return code
 
 
-def _dance(strings):
-    deeds = Deeds()
+def obey(line):
+    """Be a puppet of the kind that is told first, until the other side hangs up."""
+    strings = multiprocessing.connection.Connection(line)
     try:
+        kind, args, named = strings.recv()
+        puppet = kind(*args, **named)
+    except Exception:
+        strings.send((False, traceback.format_exc()))
+        return
+    strings.send((True, None))
+    serve(puppet, strings)
+
+
+def serve(puppet, strings):
+    """Do what is told, until the other side hangs up."""
+    puppet.line = strings
+    with contextlib.suppress(EOFError, ConnectionResetError):
         while True:
-            deed, args = strings.recv()
+            deed, args, named = strings.recv()
             try:
-                strings.send(getattr(deeds, deed)(*args))
-            except BaseException:
-                strings.send(traceback.format_exc())
-    finally:
-        os._exit(0)
+                answer = True, getattr(puppet, deed)(*args, **named)
+            except Exception:
+                answer = False, traceback.format_exc()
+            if deed != "split" or not answer[0]:  # which has answered already
+                strings.send(answer)

@@ -13,7 +13,6 @@ import traceback
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 
 from sksm.daemon import protocol
@@ -21,12 +20,6 @@ from sksm.daemon.client import RemoteStore
 from sksm.errors import DaemonUnreachable
 from sksm.spans import PAGE_SIZE
 from tests.conftest import poll
-
-
-def content(seed, pages):
-    """Give `pages` pages of bytes that depend on `seed` only, none of them zero."""
-    generator = np.random.default_rng(seed)
-    return generator.integers(1, 256, (pages, PAGE_SIZE), np.uint8)
 
 
 def mapped_bytes(inode):

@@ -1,6 +1,7 @@
 """What merging would save, counted on processes that hold known pages."""
 
 import errno
+import mmap
 import os
 
 import numpy as np
@@ -14,12 +15,15 @@ from sksm.process.other import OtherProcess
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
 from sksm.store.local import LocalStore
 from tests.process.holder import Holder, Window
+from tests.process.subject import Subject
+from tests.puppets import Obedient
+from tests.rows import content
 
 
 @pytest.fixture
-def hold(worker):
+def hold(puppets):
     """Give `hold(kinds)`: a process with a page of each kind, None: untouched."""
-    return lambda kinds: Holder(worker, kinds)
+    return lambda kinds: Holder(puppets, kinds)
 
 
 def estimate_of(*holders, **options):
@@ -147,7 +151,7 @@ def test_a_process_that_ended_holds_nothing(hold):
     """Before it was read, and while it is."""
     one, two = hold([1, 2]), hold([1, 2])
     space = two.window()
-    two.process.kill()
+    two.process.end()
     found = estimate_of(one)
     with space:
         assert not found.add(space)
@@ -198,11 +202,10 @@ def test_kernels_without_the_scan_give_the_same(hold, monkeypatch):
     assert estimate_of(one, two).total() == expected
 
 
-def test_huge_pages_are_counted_once_a_page_of_them_has_a_twin(worker):
+def test_huge_pages_are_counted_once_a_page_of_them_has_a_twin(puppets):
     """2 MiB each, whatever the number of twins."""
-    process = worker(HUGE)
-    span = Span(*map(int, process.answer().split()))
-    with Window(process.pid, span) as space:
+    process = puppets(Huge)
+    with Window(process.pid, Span(*process.where())) as space:
         found = Estimate()
         found.add(space)
         huge = found.holdings[process.pid].huge
@@ -214,22 +217,29 @@ def test_huge_pages_are_counted_once_a_page_of_them_has_a_twin(worker):
         assert found.total().huge_bytes == inside.sum() * HUGE_SIZE
 
 
-HUGE = f"""
-import mmap, sys
-import numpy as np
-area = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-area.madvise(mmap.MADV_HUGEPAGE)
-rows = np.frombuffer(area, np.uint8).reshape(-1, {PAGE_SIZE})
-rows[:] = np.random.default_rng(1).integers(1, 256, rows.shape, np.uint8)
-rows[1000] = rows[1001]
-print(rows.ctypes.data, rows.ctypes.data + rows.nbytes, flush=True)
-sys.stdin.read()
-"""
+class Huge(Obedient):
+    """Holds huge pages, and two pages that are equal."""
+
+    def __init__(self):
+        self.show()
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        area = mmap.mmap(-1, 4 * HUGE_SIZE, flags=flags)
+        area.madvise(mmap.MADV_HUGEPAGE)
+        self.rows = np.frombuffer(area, np.uint8).reshape(-1, PAGE_SIZE)
+        self.rows[:] = content(1, len(self.rows))
+        self.rows[1000] = self.rows[1001]
+
+    def where(self):
+        start = self.rows.ctypes.data
+        return start, start + self.rows.nbytes
 
 
-def test_a_whole_interpreter_can_be_looked_at(hold):
-    """All its mappings, special ones included, and it goes on as before."""
-    one, two = hold([1]), hold([1])
+def test_a_whole_interpreter_can_be_looked_at(worker):
+    """All its mappings, special ones included, and it goes on as before.
+
+    Started: what is forked has nearly all of its pages in common.
+    """
+    one, two = Subject(worker), Subject(worker)
     found = Estimate()
     for process in (one, two):
         with OtherProcess(process.pid) as space:
@@ -238,4 +248,4 @@ def test_a_whole_interpreter_can_be_looked_at(hold):
     assert 0 < total.duplicate_bytes < total.twin_bytes < total.looked_bytes
     assert total.twin_bytes == total.duplicate_bytes + total.kept_bytes
     assert pages.UNWRITTEN_FILE in total.refused_bytes
-    assert one.ask("put", 0, 2) == 0
+    assert one.do("6 * 7") == 42

@@ -11,9 +11,9 @@ from tests.process.holder import Holder
 
 
 @pytest.fixture
-def watched(worker):
+def watched(puppets):
     """Two processes that hold the same, under watch."""
-    holders = [Holder(worker, [1, 2, 3, 0, 4]) for _ in range(2)]
+    holders = [Holder(puppets, [1, 2, 3, 0, 4]) for _ in range(2)]
     estimate = Estimate()
     spaces = [one.window() for one in holders]
     for space in spaces:
@@ -66,7 +66,7 @@ def test_pages_that_are_gone_are_hot(watched):
 def test_process_that_ended_is_left_out(watched):
     """Its pages are nobody's twins any more."""
     (one, two), estimate, watch = watched
-    two.process.kill()
+    two.process.end()
     watch.look()
     assert list(watch.hot) == list(estimate.holdings) == [one.pid]
     assert watch.cold().total().duplicate_bytes == 0

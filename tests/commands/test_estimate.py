@@ -18,9 +18,9 @@ PAGES = 256
 
 
 @pytest.fixture
-def hold(worker):
+def hold(puppets):
     """Give `hold(kinds)`: a process with a page of each kind."""
-    return lambda kinds: Holder(worker, kinds)
+    return lambda kinds: Holder(puppets, kinds)
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_process_that_ends_while_it_is_watched_is_named(sksm_here, alike, monkey
 
     def end(watches, seconds, tell):
         os.kill(one.pid, signal.SIGKILL)
-        one.process.process.wait()
+        one.process.wait()
         watches[0].look()
 
     monkeypatch.setattr(outlook, "keep_looking", end)

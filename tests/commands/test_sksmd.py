@@ -174,9 +174,9 @@ def test_the_watchdog_hears_of_it_more_often_than_there_are_epochs(service):
 
 
 @on_processes
-def test_what_is_merged_stays_merged_when_it_ends(service, worker):
+def test_what_is_merged_stays_merged_when_it_ends(service, puppets):
     """And every byte is what it was; the log and the metrics tell of it."""
-    one, two = Holder(worker, SAME), Holder(worker, SAME)
+    one, two = Holder(puppets, SAME), Holder(puppets, SAME)
     sums = one.ask("sum"), two.ask("sum")
     port = free_port()
     settings = f'quiet_seconds = 1\nmetrics = "{port}"\nlog = "json"\n'
@@ -201,9 +201,9 @@ def test_what_is_merged_stays_merged_when_it_ends(service, worker):
 
 
 @on_processes
-def test_counters_do_not_fall_when_a_process_ends(service, worker):
+def test_counters_do_not_fall_when_a_process_ends(service, puppets):
     """What was counted of it stays counted."""
-    one, two = Holder(worker, SAME), Holder(worker, SAME)
+    one, two = Holder(puppets, SAME), Holder(puppets, SAME)
     port = free_port()
     settings = f'quiet_seconds = 1\nmetrics = "{port}"\n'
     sksmd = service(settings + watching(one, two)).ready()
@@ -214,7 +214,7 @@ def test_counters_do_not_fall_when_a_process_ends(service, worker):
     sksmd.reload()  # it looks at once then
     poll(lambda: scraped(port)["sksm_unmerged_pages_total",] >= 80)
     before = scraped(port)
-    one.process.kill()
+    one.process.end()
     sksmd.reload()
     poll(lambda: scraped(port)["sksm_processes",] == 1)
     after = scraped(port)
@@ -226,9 +226,9 @@ def test_counters_do_not_fall_when_a_process_ends(service, worker):
 
 
 @on_processes
-def test_a_reload_that_is_wrong_is_told_and_changes_nothing(service, worker):
+def test_a_reload_that_is_wrong_is_told_and_changes_nothing(service, puppets):
     """By file and line; a right one takes effect then."""
-    one, two = Holder(worker, SAME), Holder(worker, SAME)
+    one, two = Holder(puppets, SAME), Holder(puppets, SAME)
     settings = "quiet_seconds = 1\n"
     sksmd = service(settings + watching(one)).ready()
     sksmd.configure("quiet_seconds = 0\n" + watching(one, two))

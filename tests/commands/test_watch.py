@@ -27,9 +27,9 @@ def started(*options):
 @pytest.mark.needs(Feature.USERFAULTFD_WP_ASYNC, Feature.PTRACE_SEIZE)
 @pytest.mark.usefixtures("runtime")
 @pytest.mark.parametrize(("end", "code"), [("SIGINT", 130), ("SIGTERM", 0)])
-def test_every_epoch_is_a_line_of_json_until_a_signal_ends_it(worker, end, code):
+def test_every_epoch_is_a_line_of_json_until_a_signal_ends_it(puppets, end, code):
     """With what it found, merged and cost; programs stay as they are."""
-    crew = [Holder(worker, SAME) for _ in range(2)]
+    crew = [Holder(puppets, SAME) for _ in range(2)]
     sums = [one.ask("sum") for one in crew]
     named = [word for one in crew for word in ("--pid", str(one.pid))]
     with started("--json", *named) as program:

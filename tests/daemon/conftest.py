@@ -1,8 +1,7 @@
-"""A daemon whose options, limits and end are the test's, and clients of it."""
+"""A daemon whose options, limits and end are the test's."""
 
 import pytest
 
-from tests.puppets import Puppet
 from tests.support import Daemon
 
 
@@ -24,17 +23,3 @@ def daemons(runtime):
 def daemon(daemons):
     """A daemon that does not leave by itself."""
     return daemons()
-
-
-@pytest.fixture
-def puppets():
-    """Give `puppets()`: one more process that does what it is told."""
-    started = []
-
-    def start():
-        started.append(Puppet())
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.end()

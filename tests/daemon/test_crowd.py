@@ -20,7 +20,8 @@ from sksm.errors import SksmError
 from sksm.pipeline import merge
 from sksm.process.local import ThisProcess
 from tests.conftest import Memory
-from tests.support import Raw, content, count_fds, in_child, start_child
+from tests.rows import content
+from tests.support import Raw, count_fds, in_child, start_child
 
 CLIENTS = 64
 COMMON, OWN = 32, 8

@@ -13,7 +13,8 @@ from sksm.daemon.client import RemoteStore
 from sksm.errors import DaemonUnreachable, SksmError
 from sksm.spans import PAGE_SIZE
 from tests.conftest import Memory
-from tests.support import content, start_child
+from tests.rows import content
+from tests.support import start_child
 
 
 class Impostor:

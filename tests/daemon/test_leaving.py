@@ -13,7 +13,8 @@ from sksm.daemon.client import RemoteStore
 from sksm.daemon.server import Server
 from sksm.errors import DaemonUnreachable
 from tests.conftest import Memory, daemon_pid, poll
-from tests.support import Raw, content, mapped_bytes, start_child
+from tests.rows import content
+from tests.support import Raw, mapped_bytes, start_child
 
 PAGES = 16
 

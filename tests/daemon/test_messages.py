@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from sksm.daemon import protocol
 from sksm.spans import PAGE_SIZE
 from tests.conftest import Memory
-from tests.support import Raw, anonymous_pages, content, start_child
+from tests.rows import content
+from tests.support import Raw, anonymous_pages, start_child
 
 HELLO = protocol.Hello(protocol.VERSION)
 

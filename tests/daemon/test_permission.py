@@ -20,7 +20,8 @@ from sksm.spans import PAGE_SIZE, Span
 from sksm.store import local
 from sksm.store.local import LocalStore
 from tests.conftest import Memory
-from tests.support import content, in_child
+from tests.rows import content
+from tests.support import in_child
 
 ordinary = pytest.mark.skipif(os.getuid() == 0, reason="root may look at everything")
 

@@ -13,7 +13,7 @@ from sksm.pages import BATCH_PAGES
 from sksm.spans import PAGE_SIZE
 from sksm.store.local import LocalStore
 from tests.conftest import Memory
-from tests.support import content
+from tests.rows import content
 
 PAGES = 64
 

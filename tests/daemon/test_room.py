@@ -14,7 +14,8 @@ from sksm.spans import PAGE_SIZE
 from sksm.store import pool
 from sksm.store.local import LocalStore
 from tests.conftest import Memory
-from tests.support import Raw, content
+from tests.rows import content
+from tests.support import Raw
 
 FULL = "no memory left for the pool"
 

@@ -14,8 +14,7 @@ from sksm.daemon import launch
 from sksm.daemon.client import RemoteStore
 from sksm.errors import DaemonUnreachable, NotPermitted, SksmError
 from tests.conftest import Memory, daemon_pid
-from tests.puppets import Puppet
-from tests.support import content
+from tests.rows import content
 
 pytestmark = pytest.mark.own_start
 
@@ -72,18 +71,14 @@ def test_daemon_is_nobodys_child_and_no_zombie(runtime, worker):
     assert daemon.is_running()
 
 
-def test_sixteen_first_users_start_exactly_one_daemon(runtime):
+def test_sixteen_first_users_start_exactly_one_daemon(runtime, puppets):
     """Whoever loses the race finds the winner's socket."""
-    puppets = [Puppet() for _ in range(16)]
-    try:
-        for puppet in puppets:  # all are told before the first one answers
-            puppet.__dict__["_near"].send(("daemon", ()))
-        found = {puppet.__dict__["_near"].recv() for puppet in puppets}
-        assert len(found) == 1
-        assert daemons_of(runtime) == list(found)
-    finally:
-        for puppet in puppets:
-            puppet.end()
+    users = [puppets() for _ in range(16)]
+    for one in users:  # all are told before the first one answers
+        one.tell("daemon")
+    found = {one.hear() for one in users}
+    assert len(found) == 1
+    assert daemons_of(runtime) == list(found)
 
 
 def test_a_socket_that_nobody_serves_is_replaced(runtime):

@@ -7,7 +7,7 @@ import numpy as np
 import sksm
 from sksm import session
 from tests.conftest import Memory
-from tests.support import content
+from tests.rows import content
 
 PAGES = 24
 _seeds = itertools.count(1000)

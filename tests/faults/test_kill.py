@@ -19,20 +19,19 @@ from sksm.store import pool
 from tests.conftest import Memory, daemon_pid, ended, poll
 from tests.faults.scenes import PAGES, SCENES, Scene, gaps, second_copy
 from tests.faults.seam import Seam
-from tests.puppets import Puppet
-from tests.support import content, start_child
+from tests.rows import content
+from tests.support import start_child
 
 SETTLED = ("merged", "zero", "stored", "already", "unique", "refused")
 
 
 @pytest.fixture
-def bystander(runtime):
+def bystander(runtime, puppets):
     """A process whose pages are shared already, and must stay as they are."""
-    puppet = Puppet()
+    puppet = puppets()
     puppet.fill("data", 1, PAGES)
     assert puppet.merge("data")["stored"] == PAGES
-    yield puppet
-    puppet.end()
+    return puppet
 
 
 class StopAt:
@@ -247,13 +246,13 @@ def test_a_daemon_killed_again_and_again_harms_nobody(runtime, kills):
         os.close(fd)
 
 
-def test_memory_of_a_dead_daemons_pool_is_merged_into_the_next_one(runtime):
+def test_memory_of_a_dead_daemons_pool_is_merged_into_the_next_one(runtime, puppets):
     """What was shared stays right, and is shared anew with whoever comes later."""
     mine = Memory(PAGES)
     mine.rows[:] = content(1, PAGES)
     sksm.merge(mine.rows)
     os.kill(daemon_pid(runtime), signal.SIGKILL)
-    other = Puppet()
+    other = puppets()
     other.fill("data", 1, PAGES)
     assert other.merge("data")["stored"] == PAGES  # into the new pool
 

@@ -1,50 +1,22 @@
-"""A process of the state machine: it does what it is told over a socket.
-
-`python -m tests.library.actor PATH` connects to PATH, and so does every child that
-is forked from it; one that holds nothing yet serves as a fresh process.
-"""
+"""A puppet of the state machine: what programs do to memory, and merging it."""
 
 import ctypes
 import mmap
-import os
-import pickle
-import signal
-import socket
-import sys
-import traceback
 
 import numpy as np
 
 import sksm
 from sksm.linux import libc
 from sksm.spans import PAGE_SIZE
+from tests.puppets import Obedient
 
-_LARGEST = 1 << 17
 
-
-class Actor:
+class Actor(Obedient):
     """Memory by name, and what can be done to it. Pages are counted from 0."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self):
         self.memory = {}
         self.raw = set()  # names of which a raw range was merged
-        self._connect()
-
-    def _connect(self):
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.connect(self.path)
-
-    def serve(self):
-        """Answer until the other side hangs up."""
-        while data := self.socket.recv(_LARGEST):
-            name, args = pickle.loads(data)
-            try:
-                answer = True, getattr(self, name)(*args)
-            except BaseException:
-                answer = False, traceback.format_exc()
-            self.socket.send(pickle.dumps(answer))
-        os._exit(0)
 
     def _bytes(self, name):
         return np.frombuffer(self.memory[name], np.uint8)
@@ -111,22 +83,5 @@ class Actor:
     def content(self):
         return {name: bytes(self._bytes(name)) for name in self.memory}
 
-    def fork(self):
-        """Leave a child behind that holds the same, under a connection of its own."""
-        pid = os.fork()
-        if pid == 0:
-            self.socket.close()
-            self._connect()
-            self.serve()
-        return pid
-
     def daemon(self):
         return sksm.stats().daemon_pid
-
-    def exit(self):
-        sys.exit()  # never answered: `serve` hears of it as of any exception
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
-    Actor(sys.argv[1]).serve()

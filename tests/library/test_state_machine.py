@@ -4,8 +4,6 @@ Whatever the order: what a process reads is what it wrote, by a shadow copy.
 """
 
 import contextlib
-import os
-import signal
 
 import numpy as np
 import psutil
@@ -23,7 +21,8 @@ from hypothesis.stateful import (
 from sksm.report import OUTCOMES
 from sksm.spans import PAGE_SIZE
 from tests.conftest import poll
-from tests.library.stage import Stage
+from tests.library.actor import Actor
+from tests.library.stage import Process
 
 MOST = 4  # processes, and pieces of memory in each
 ANY = st.integers(0, 1 << 20)  # picks one of however many there are
@@ -36,7 +35,7 @@ RUNS = st.sampled_from([10, 15])  # where a run of different pages begins
 class Programs(RuleBasedStateMachine):
     """Rules pick a process and a piece of its memory by number."""
 
-    stage: Stage
+    first: Process  # from which all are forked; it holds nothing
 
     def __init__(self):
         super().__init__()
@@ -46,7 +45,7 @@ class Programs(RuleBasedStateMachine):
     @initialize(sizes=st.lists(st.tuples(PAGES, PAGES), min_size=1, max_size=3))
     def start(self, sizes):
         for each in sizes:
-            process = self.stage.first.forked(self.stage.listener)
+            process = self.first.forked()
             self.processes.append(process)
             for pages in each:
                 self.add(process, pages, True, 10)
@@ -197,15 +196,13 @@ class Programs(RuleBasedStateMachine):
     @rule(which=ANY)
     def fork(self, which):
         process = self.processes[which % len(self.processes)]
-        self.processes.append(process.forked(self.stage.listener))
+        self.processes.append(process.forked())
 
     @precondition(lambda self: len(self.processes) > 1)
     @rule(which=ANY, killed=st.booleans())
     def end(self, which, killed):
         process = self.processes.pop(which % len(self.processes))
-        if killed:
-            os.kill(process.pid, signal.SIGKILL)
-        process.socket.close()
+        process.puppet.end() if killed else process.puppet.let_go()
 
     @rule(which=ANY, really=st.integers(0, 4).map(lambda number: number == 3))
     def kill_daemon(self, which, really):
@@ -226,15 +223,13 @@ class Programs(RuleBasedStateMachine):
                 process.look()
         finally:
             for process in self.processes:
-                process.socket.close()
+                process.puppet.let_go()
 
 
 @pytest.fixture
-def programs(runtime):
-    """The machine, on a stage with a daemon of its own."""
-    stage = Stage(str(runtime / "stage"))
-    yield type("Machine", (Programs,), {"stage": stage})
-    stage.close()
+def programs(runtime, puppets):
+    """The machine, with a daemon of its own."""
+    return type("Machine", (Programs,), {"first": Process(puppets(Actor))})
 
 
 def run(machine, **limits):

@@ -1,13 +1,10 @@
-"""Processes that hold pages of known contents, alone in a mapping.
-
-`python -m tests.process.holder` obeys lines on stdin, each with one line on stdout.
-"""
+"""Processes that hold pages of known contents, alone in a mapping."""
 
 import ctypes
-import json
 import mmap
 import os
 import sys
+from multiprocessing.connection import Connection
 
 import numpy as np
 import xxhash
@@ -15,6 +12,7 @@ import xxhash
 from sksm.linux import libc
 from sksm.process.other import OtherProcess
 from sksm.spans import PAGE_SIZE, Span
+from tests.puppets import Obedient, serve
 
 
 def content(kind):
@@ -24,13 +22,15 @@ def content(kind):
     return np.random.default_rng(kind).integers(1, 256, PAGE_SIZE, np.uint8)
 
 
-class Held:
+class Held(Obedient):
     """Pages between two that nobody may read, so that no mapping joins theirs.
 
     The last one is never touched: of a mapping it is not merged.
     """
 
-    def __init__(self, kinds):
+    def hold(self, kinds):
+        """Hold a page of each kind, None: untouched; gives their bounds."""
+        self.show()
         size = (len(kinds) + 3) * PAGE_SIZE
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self.mmap = mmap.mmap(-1, size, flags=flags)
@@ -41,8 +41,9 @@ class Held:
         for index, kind in enumerate(kinds):
             if kind is not None:
                 self.put(index, kind)
+        return self.span.start, self.span.stop
 
-    def collapse(self):
+    def huge(self):
         """Have the kernel make huge pages of it at once; gives 0, or the errno."""
         try:
             libc.madvise(self.span.start, self.span.size, 25)  # MADV_COLLAPSE
@@ -50,12 +51,28 @@ class Held:
             return error.errno
         return 0
 
-    def checksum(self):
+    def sum(self):
         return xxhash.xxh3_64_hexdigest(self.mmap[PAGE_SIZE : -2 * PAGE_SIZE])
 
     def put(self, index, kind):
         at = (index + 1) * PAGE_SIZE
         self.mmap[at : at + PAGE_SIZE] = content(kind).tobytes()
+
+    def drop(self):
+        self.mmap.madvise(mmap.MADV_DONTNEED)
+
+    def exec(self):
+        """Become another program, which obeys in the same way."""
+        line = self.line.fileno()
+        os.set_inheritable(line, True)
+        self.line.send((True, None))
+        script = f"from tests.process import holder; holder.go_on({line})"
+        os.execv(sys.executable, [sys.executable, "-c", script])
+
+
+def go_on(line):
+    """Obey as the program did in whose place this one is."""
+    serve(Held(), Connection(line))
 
 
 class Window(OtherProcess):
@@ -70,15 +87,20 @@ class Window(OtherProcess):
 
 
 class Holder:
-    """A process that holds pages; `worker` of the tests starts it."""
+    """Such a process as a test sees it; `puppets` of the tests starts it."""
 
-    def __init__(self, worker, kinds):
-        self.process = worker("from tests.process.holder import main; main()")
+    def __init__(self, puppets, kinds, uid=None):
+        self.process = puppets(Held)
         self.pid = self.process.pid
-        self.span = Span(*map(int, self.ask("hold", kinds)))
+        if uid is not None:
+            self.process.become(uid)
+        self.hold(kinds)
 
-    def ask(self, *words):
-        return json.loads(self.process.ask(json.dumps(words)))
+    def hold(self, kinds):
+        self.span = Span(*self.ask("hold", kinds))
+
+    def ask(self, deed, *args):
+        return getattr(self.process, deed)(*args)
 
     def page(self, index):
         """Say where a page is."""
@@ -86,42 +108,3 @@ class Holder:
 
     def window(self, pid=None):
         return Window(pid or self.pid, self.span)
-
-
-def main():
-    """Obey until stdin ends."""
-    held = None
-    for line in sys.stdin:
-        word, *args = json.loads(line)
-        answer = 0
-        if word == "hold":
-            held = Held(args[0])
-            answer = held.span.start, held.span.stop
-        elif word == "put":
-            held.put(*args)
-        elif word == "drop":
-            held.mmap.madvise(mmap.MADV_DONTNEED)
-        elif word == "fork":
-            answer = fork()
-        elif word == "exec":
-            print(json.dumps(0), flush=True)
-            script = "from tests.process.holder import main; main()"
-            os.execv(sys.executable, [sys.executable, "-c", script])
-        elif word == "sum":
-            answer = held.checksum()
-        elif word == "huge":
-            answer = held.collapse()
-        print(json.dumps(answer), flush=True)
-
-
-def fork():
-    """Leave a child behind that holds the same until this process is gone."""
-    near, far = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(far)
-        os.close(1)
-        os.read(near, 1)
-        os._exit(0)
-    os.close(near)
-    return pid

@@ -54,11 +54,11 @@ def world():
 
 
 @pytest.fixture
-def holder(worker, world):
+def holder(puppets, world):
     """Give `holder(kinds)`: a process that holds these pages, watched."""
 
     def start(kinds):
-        one = Holder(worker, kinds)
+        one = Holder(puppets, kinds)
         world.targets[one.pid] = Target()
         return one
 

@@ -65,23 +65,21 @@ def test_every_knob_is_as_it_was(world, holder):
     assert ksm._knobs() == knobs
 
 
-def test_memory_that_nobody_marked_is_marked_where_it_has_twins(worker, world):
+def test_memory_that_nobody_marked_is_marked_where_it_has_twins(puppets, world):
     """When somebody insists on ksmd: as where the pool is not safe."""
     world.scanner.merge_by(choice.KSM)
-    # Marks come in blocks of 2 MiB: nothing else is as near to the last pages.
-    far = [None] * 2048
-    one = Holder(worker, [*SAME, *far, *range(200, 210), *far])
-    two = Holder(worker, SAME)
+    far = [None] * 1024  # marks are for 2 MiB: no other mapping reaches into these
+    one = Holder(puppets, [*SAME, *far, *range(200, 210), *far])
+    two = Holder(puppets, SAME)
     world.targets[one.pid] = Target()
     world.targets[two.pid] = Target()
     world.epochs(7)
     assert shared(one.pid, inside(one)) == shared(two.pid, inside(two)) == 100
-    others = len(SAME) + len(far)
-    end = Span(one.page(others), one.page(others + 10))
+    alone = Span(one.page(1124), one.page(1134))
     with OtherProcess(one.pid) as space:
         found = space.mappings(Span(one.span.start, one.span.start + PAGE_SIZE))
         assert ksm.MARK in found[0].flags
-        assert all(ksm.MARK not in each.flags for each in space.mappings(end))
+        assert all(ksm.MARK not in each.flags for each in space.mappings(alone))
 
 
 def test_what_ksmd_has_no_time_for_is_gone_on_with(world, holder, ksmd):
@@ -118,12 +116,12 @@ def test_few_pages_wait_until_it_is_worth_it_but_not_for_ever(
     assert len(ksmd.tasks) > 1
 
 
-def test_whoever_is_killed_while_ksmd_works_leaves_all_right(worker, runtime):
+def test_whoever_is_killed_while_ksmd_works_leaves_all_right(puppets, runtime):
     """Programs have their bytes; the next command gives ksmd's knobs back."""
     if reason := ksm.obstacle():
         pytest.skip(reason)
     knobs = ksm._knobs()
-    crew = [marked(Holder(worker, [*range(1, 20_000)])) for _ in range(2)]
+    crew = [marked(Holder(puppets, [*range(1, 20_000)])) for _ in range(2)]
     sums = [one.ask("sum") for one in crew]
     named = [word for one in crew for word in ("--pid", str(one.pid))]
     command = [*PROGRAM, "watch", "--json", "--quiet-for", "1", "--cpu", "100", *named]

@@ -39,10 +39,10 @@ def descriptors(pid):
         pytest.param(150, marks=[pytest.mark.slow, pytest.mark.limit(1800)]),
     ],
 )
-def test_programs_outlive_their_scanner_whenever_it_is_killed(worker, runtime, kills):
+def test_programs_outlive_their_scanner_whenever_it_is_killed(puppets, runtime, kills):
     """While it looks, reads, stops them, merges; and the store, every other time."""
     chance = random.Random(os.urandom(8))
-    crew = [Holder(worker, KINDS) for _ in range(3)]
+    crew = [Holder(puppets, KINDS) for _ in range(3)]
     pids = [one.pid for one in crew]
     sums = [one.ask("sum") for one in crew]
     before = [descriptors(pid) for pid in pids]

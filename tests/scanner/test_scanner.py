@@ -32,18 +32,6 @@ pytestmark = [
 SAME = list(range(1, 101))  # what all hold, by number
 
 
-NOBODY = """
-import os
-import numpy.random  # while it can be read
-from sksm.linux import libc
-from tests.process.holder import main
-os.setresgid(65534, 65534, 65534)
-os.setresuid(65534, 65534, 65534)
-libc.prctl(libc.PR_SET_DUMPABLE, 1, 0, 0, 0)  # the kernel guards who gave up rights
-main()
-"""
-
-
 def end_daemon_of(domain):
     with contextlib.closing(RemoteStore(domain, start=False)) as store:
         os.kill(store.keeper, signal.SIGTERM)
@@ -154,11 +142,11 @@ def test_children_are_watched_anew_and_what_fork_shares_is_no_gain(world, holder
 
 @pytest.mark.root
 @pytest.mark.parametrize("group", ["", "together"])
-def test_users_share_only_in_a_group_that_was_named(world, holder, worker, group):
+def test_users_share_only_in_a_group_that_was_named(world, holder, puppets, group):
     """By default a domain is one user."""
     whose = Domain(os.getuid(), group=group) if group else None
     one = holder(SAME)
-    two = Holder(lambda _: worker(NOBODY), SAME)
+    two = Holder(puppets, SAME, uid=65534)
     world.targets = {pid: Target(domain=whose) for pid in (one.pid, two.pid)}
     world.epochs(6)
     found = merged(one.pid, inside(one)), merged(two.pid, inside(two))
@@ -175,7 +163,7 @@ def test_a_process_that_becomes_another_program_is_watched_anew(world, holder):
     one, two = holder(SAME), holder(SAME)
     world.epochs(6)
     one.ask("exec")
-    one.span = Span(*map(int, one.ask("hold", SAME)))
+    one.hold(SAME)
     world.scanner._select_at = 0.0
     world.epochs(1)  # finds the old one gone
     world.scanner._select_at = 0.0
@@ -210,7 +198,7 @@ def test_a_program_that_took_the_place_of_another_is_no_failure(world, holder):
     world.epochs(1)
     member = world.member(one.pid)
     one.ask("exec")
-    one.ask("hold", SAME)  # by the new one
+    one.hold(SAME)  # by the new one
     member._layout._size = []  # another one than before
     with pytest.raises(ProcessLookupError) as caught:
         member._layout.news()
@@ -221,7 +209,7 @@ def test_a_process_that_ends_is_forgotten(world, holder):
     """The others stay as they are."""
     one, two = holder(SAME), holder(SAME)
     world.epochs(6)
-    one.process.kill()
+    one.process.end()
     world.epochs(2)
     assert {
         pid for group in world.scanner.groups.values() for pid in group.members
@@ -245,8 +233,8 @@ def test_memory_that_is_mapped_later_is_watched_too(world, holder):
     world.epochs(6)
     before = world.member(one.pid).pages.seen()
     for each in (one, two):
-        each.span = Span(*map(int, each.ask("hold", SAME)))
-    world.epochs(6)
+        each.hold(SAME)
+    world.epochs(10)  # the interpreter's own pages become quiet one after another
     assert merged(one.pid, inside(one)) == 100
     assert world.member(one.pid).pages.seen() <= before + 200
 

@@ -41,9 +41,9 @@ def look(one):
 
 
 @on_processes
-def test_who_stays_watched_is_not_watched_anew(worker):
+def test_who_stays_watched_is_not_watched_anew(puppets):
     """What is known of it is kept; who is named no more is let go."""
-    one, two, three = (Holder(worker, SAME) for _ in range(3))
+    one, two, three = (Holder(puppets, SAME) for _ in range(3))
     with contextlib.closing(Service(watching(one, two))) as scanner:
         look(scanner)
         before = members(scanner._scanner)
@@ -56,9 +56,9 @@ def test_who_stays_watched_is_not_watched_anew(worker):
 
 
 @on_processes
-def test_another_time_of_quiet_is_for_all(worker):
+def test_another_time_of_quiet_is_for_all(puppets):
     """For those that are known, and for those that come."""
-    one, two = Holder(worker, SAME), Holder(worker, SAME)
+    one, two = Holder(puppets, SAME), Holder(puppets, SAME)
     with contextlib.closing(Service(watching(one, quiet_seconds=200))) as scanner:
         look(scanner)
         scanner.follow(watching(one, two, quiet_seconds=2))
@@ -90,9 +90,9 @@ def test_rules_that_stay_keep_what_is_known_by_them(monkeypatch):
 
 
 @on_processes
-def test_who_is_to_be_watched_otherwise_is_watched_anew(worker):
+def test_who_is_to_be_watched_otherwise_is_watched_anew(puppets):
     """As a virtual machine, say: only its guest's memory then."""
-    one = Holder(worker, SAME)
+    one = Holder(puppets, SAME)
     with contextlib.closing(Service(watching(one))) as scanner:
         look(scanner)
         before = members(scanner._scanner)
@@ -130,10 +130,10 @@ def test_nobody_to_watch_names_all_files_and_an_example(tmp_path):
 
 
 @on_processes
-def test_each_stop_is_told_once_and_totals_outlive_processes(worker):
+def test_each_stop_is_told_once_and_totals_outlive_processes(puppets):
     """Of those that are gone, too."""
     world = World()
-    one, two = Holder(worker, SAME), Holder(worker, SAME)
+    one, two = Holder(puppets, SAME), Holder(puppets, SAME)
     world.targets = {one.pid: Target(), two.pid: Target()}
     ledger = Ledger(world.scanner)
     with contextlib.closing(world.scanner):
@@ -145,8 +145,8 @@ def test_each_stop_is_told_once_and_totals_outlive_processes(worker):
         for index in range(80):
             one.ask("put", index, index + 1)
         told.append(ledger.figures(*world.epochs(1)))
-        one.process.kill()
-        two.process.kill()
+        one.process.end()
+        two.process.end()
         told += [ledger.figures(done) for done in world.epochs(3)]
         told.append(ledger.figures(Epoch(99)))
     last = told[-1]
