@@ -1,8 +1,10 @@
 """`sksm estimate` on processes that hold known pages."""
 
+import mmap
 import os
 import signal
 
+import numpy as np
 import psutil
 import pytest
 
@@ -13,6 +15,7 @@ from sksm.reporters import progress
 from sksm.spans import PAGE_SIZE
 from tests.conftest import poll
 from tests.process.holder import Holder
+from tests.puppets import Obedient
 
 PAGES = 256
 
@@ -102,23 +105,22 @@ def test_text_fits_a_terminal(sksm_program, alike):
     assert result.stderr == ""
 
 
-ARRAY = f"""
-import mmap, sys
-import numpy as np
-area = mmap.mmap(-1, 301 * {PAGE_SIZE}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-flat = np.frombuffer(area, np.uint8)[int(sys.argv[1]) :][: 299 * {PAGE_SIZE}]
-# Straight into it: malloc keeps what was freed, and that would be found, too.
-np.random.default_rng(5).random(out=flat.view(np.float64))
-print(flat.ctypes.data, flush=True)
-sys.stdin.read()
-"""
+class Array(Obedient):
+    """Holds an array that begins somewhere within a page."""
+
+    def __init__(self, at):
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        area = mmap.mmap(-1, 301 * PAGE_SIZE, flags=flags)
+        self.flat = np.frombuffer(area, np.uint8)[at:][: 299 * PAGE_SIZE]
+        # Straight into it: malloc keeps what was freed, and that would be found, too.
+        np.random.default_rng(5).random(out=self.flat.view(np.float64))
 
 
 def test_arrays_at_other_offsets_within_a_page_are_hinted_at(
-    estimate, sksm_here, worker
+    estimate, sksm_here, puppets
 ):
     """Nothing of them is a duplicate; the way out is named."""
-    pids = [(one := worker(ARRAY, str(at)), one.answer())[0].pid for at in (16, 64)]
+    pids = [puppets(Array, at).pid for at in (16, 64)]
     answer = estimate(*pids)
     found = [one["misaligned_bytes"] // PAGE_SIZE for one in answer["processes"]]
     assert found[0] < 298 <= found[1]

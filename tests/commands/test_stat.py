@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 
+import numpy as np
 import psutil
 import pytest
 
@@ -13,34 +14,39 @@ from sksm.commands import sharing
 from sksm.linux import pagemap
 from sksm.spans import PAGE_SIZE
 from tests.conftest import daemon_pid, poll
+from tests.puppets import Obedient
+from tests.rows import content
 
 pytestmark = pytest.mark.usefixtures("runtime")
 
 PAGES = 512
-MERGES = f"""
-import sys, numpy as np, sksm
-array = sksm.empty(({PAGES}, 4096), np.uint8)
-array[:] = np.random.default_rng(7).integers(1, 256, array.shape, np.uint8)
-print(sksm.merge(array).scanned, flush=True)
-for line in sys.stdin:
-    array[int(line)] ^= 255
-    print("written", flush=True)
-"""
+
+
+class Merges(Obedient):
+    """Holds what every other of them holds, merged."""
+
+    def merge(self):
+        self.array = sksm.empty((PAGES, PAGE_SIZE), np.uint8)
+        self.array[:] = content(7, PAGES)
+        return sksm.merge(self.array).scanned
+
+    def write(self, page):
+        self.array[page] ^= 255
 
 
 @pytest.fixture
-def merged(worker):
+def merged(puppets):
     """Two processes that share pages."""
     found = []
     for _ in range(2):
-        found.append(worker(MERGES))
-        assert found[-1].answer() == str(PAGES)
+        found.append(puppets(Merges))
+        assert found[-1].merge() == PAGES
     return found
 
 
 @pytest.fixture
 def sharers(sksm_program, answer_of):
-    """Give `sharers(workers)`: their entries, and the pool they are found in."""
+    """Give `sharers(puppets)`: their entries, and the pool they are found in."""
 
     def ask(workers):
         answer = answer_of(sksm_program("stat", "--json").stdout)
@@ -70,7 +76,7 @@ def test_sharers_are_listed_with_what_they_share(merged, sharers, runtime):
 def test_page_that_was_written_is_shared_no_more(merged, sharers):
     """The kernel's word, not our count of what was merged."""
     _, _, (first, _) = sharers(merged)
-    merged[1].ask(str(PAGES // 2))
+    merged[1].write(PAGES // 2)
     _, _, (same, other) = sharers(merged)
     assert same | {"pss_bytes": 0} == first | {"pss_bytes": 0}
     assert other["shared_bytes"] == first["shared_bytes"] - PAGE_SIZE

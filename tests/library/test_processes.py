@@ -1,4 +1,4 @@
-"""Processes that were started separately share, with no set-up at all."""
+"""Processes that have nothing to do with each other share, with no set-up at all."""
 
 import os
 import threading
@@ -11,61 +11,61 @@ import pytest
 import sksm
 from sksm.spans import PAGE_SIZE, Span
 from tests.conftest import daemon_pid, frames, poll
+from tests.puppets import Obedient
+from tests.rows import content
 
 pytestmark = pytest.mark.usefixtures("runtime")
 
-# Makes the same pages as every other, merges them, and then does what it is told.
-PROGRAM = f"""
-import sys
-import numpy as np
-import sksm
 
-rows = sksm.empty((int(sys.argv[1]), {PAGE_SIZE}), np.uint8)
-rows[:] = np.random.default_rng(7).integers(1, 256, rows.shape, dtype=np.uint8)
-for line in sys.stdin:
-    word, *numbers = line.split()
-    if word == "merge":
-        report = sksm.merge(rows)
-        print(report.stored, report.merged, report.already)
-    elif word == "where":
-        print(rows.ctypes.data, rows.ctypes.data + rows.nbytes)
-    elif word == "write":
-        rows[int(numbers[0]), 0] ^= 255
-        print("done")
-    elif word == "sum":
-        print(int(rows.sum(dtype=np.uint64)))
-    elif word == "unmerge":
-        print(sksm.unmerge(rows))
-    sys.stdout.flush()
-"""
+class Program(Obedient):
+    """Makes the same pages as every other, merges them, and does what it is told."""
+
+    def __init__(self, pages):
+        self.rows = sksm.empty((pages, PAGE_SIZE), np.uint8)
+        self.rows[:] = content(7, pages)
+
+    def merge(self):
+        report = sksm.merge(self.rows)
+        return report.stored, report.merged, report.already
+
+    def where(self):
+        return self.rows.ctypes.data, self.rows.ctypes.data + self.rows.nbytes
+
+    def write(self, page):
+        self.rows[page, 0] ^= 255
+
+    def sum(self):
+        return int(self.rows.sum(dtype=np.uint64))
+
+    def unmerge(self):
+        return sksm.unmerge(self.rows)
 
 
 @pytest.fixture
-def program(worker):
-    return lambda pages=16: worker(PROGRAM, str(pages))
+def program(puppets):
+    return lambda pages=16: puppets(Program, pages)
 
 
 def frames_of(process):
     """Its pages' physical frames; it reads them first. As root only."""
-    process.ask("sum")
-    span = Span(*map(int, process.ask("where").split()))
-    return frames(span, process.pid)
+    process.sum()
+    return frames(Span(*process.where()), process.pid)
 
 
-def test_separately_started_processes_share_what_they_merge(program):
+def test_separate_processes_share_what_they_merge(program):
     """The first stores, the others merge; nobody prepared anything."""
-    answers = [program().ask("merge") for _ in range(3)]
-    assert answers == ["16 0 0", "0 16 0", "0 16 0"]
+    answers = [program().merge() for _ in range(3)]
+    assert answers == [(16, 0, 0), (0, 16, 0), (0, 16, 0)]
 
 
 @pytest.mark.root
 def test_their_frames_are_the_same(program):
     """All of them, for all of the processes; and of this one."""
     mine = sksm.empty((16, PAGE_SIZE), np.uint8)
-    mine[:] = np.random.default_rng(7).integers(1, 256, mine.shape, dtype=np.uint8)
+    mine[:] = content(7, 16)
     sksm.merge(mine)
     others = [program() for _ in range(3)]
-    assert [other.ask("merge") for other in others] == ["0 16 0"] * 3
+    assert [other.merge() for other in others] == [(0, 16, 0)] * 3
     int(mine[:, 0].sum())
     expected = frames(Span(mine.ctypes.data, mine.ctypes.data + mine.nbytes))
     assert len(set(expected.tolist()) - {0}) == 16
@@ -77,11 +77,11 @@ def test_a_write_in_one_process_is_seen_in_no_other(program):
     """Copy-on-write un-merges one page of one process."""
     one, two, three = processes = [program() for _ in range(3)]
     for process in processes:
-        process.ask("merge")
-    before = one.ask("sum")
-    two.ask("write 5")
-    assert two.ask("sum") != before
-    assert [p.ask("sum") for p in (one, three)] == [before, before]
+        process.merge()
+    before = one.sum()
+    two.write(5)
+    assert two.sum() != before
+    assert [p.sum() for p in (one, three)] == [before, before]
     assert (frames_of(one) == frames_of(three)).all()
     shared = frames_of(one) == frames_of(two)
     assert np.flatnonzero(~shared).tolist() == [5]
@@ -92,10 +92,10 @@ def test_unmerging_in_one_process_leaves_the_others_shared(program):
     """It gets copies; they keep the pool's pages."""
     one, two, three = processes = [program() for _ in range(3)]
     for process in processes:
-        process.ask("merge")
-    before = one.ask("sum")
-    assert two.ask("unmerge") == str(16 * PAGE_SIZE)
-    assert [p.ask("sum") for p in processes] == [before] * 3
+        process.merge()
+    before = one.sum()
+    assert two.unmerge() == 16 * PAGE_SIZE
+    assert [p.sum() for p in processes] == [before] * 3
     assert not (frames_of(one) == frames_of(two)).any()
     assert (frames_of(one) == frames_of(three)).all()
 
@@ -103,30 +103,30 @@ def test_unmerging_in_one_process_leaves_the_others_shared(program):
 def test_the_end_of_who_stored_the_pages_harms_nobody(program):
     """Killed; the others read on, and newcomers still merge with them."""
     one, two = program(), program()
-    one.ask("merge")
-    two.ask("merge")
-    before = two.ask("sum")
-    one.kill()
-    assert two.ask("sum") == before
-    assert program().ask("merge") == "0 16 0"
+    one.merge()
+    two.merge()
+    before = two.sum()
+    one.end()
+    assert two.sum() == before
+    assert program().merge() == (0, 16, 0)
 
 
 def test_the_end_of_the_daemon_harms_nobody(program, runtime):
     """What is merged is read and written as before; the next merge starts another."""
     one, two = program(), program()
     for process in (one, two):
-        process.ask("merge")
-    before = one.ask("sum")
+        process.merge()
+    before = one.sum()
     old = psutil.Process(daemon_pid(runtime))
     old.kill()
     poll(lambda: not old.is_running() or old.status() == psutil.STATUS_ZOMBIE)
-    assert [p.ask("sum") for p in (one, two)] == [before, before]
-    two.ask("write 3")
-    assert one.ask("sum") == before
-    assert program().ask("merge") == "16 0 0"  # a new daemon, an empty pool
-    assert one.ask("merge").split()[1] == "16"  # moved over from the pool left behind
+    assert [p.sum() for p in (one, two)] == [before, before]
+    two.write(3)
+    assert one.sum() == before
+    assert program().merge() == (16, 0, 0)  # a new daemon, an empty pool
+    assert one.merge()[1] == 16  # moved over from the pool left behind
     assert daemon_pid(runtime) != old.pid
-    assert one.ask("sum") == before
+    assert one.sum() == before
 
 
 def memory_kib(pid, field):
@@ -151,17 +151,17 @@ def test_memory_rises_by_less_than_100_mib_while_a_gib_is_merged(
     """Anonymous memory of client and daemon, and the pool, looked at all the time."""
     pages = (1 << 30) // PAGE_SIZE
     if not first:
-        program(pages).ask("merge")
+        program(pages).merge()
     sksm.merge(sksm.empty(PAGE_SIZE * 2, np.uint8))  # there is a daemon
     daemon, process = daemon_pid(runtime), program(pages)
-    process.ask("sum")
+    process.sum()
 
     def occupied():
         own = sum(memory_kib(pid, "RssAnon") for pid in (process.pid, daemon))
         return own + pool_kib(daemon)
 
     before, peak, done = occupied(), 0, threading.Event()
-    teller = threading.Thread(target=lambda: (process.ask("merge"), done.set()))
+    teller = threading.Thread(target=lambda: (process.merge(), done.set()))
     teller.start()
     while not done.is_set():
         peak = max(peak, occupied())
@@ -175,28 +175,27 @@ def test_a_process_without_threads_and_one_with_share(program, different):
     thread = threading.Thread(target=end.wait)
     thread.start()
     try:
-        program().ask("merge")
+        program().merge()
         mine = sksm.empty((16, PAGE_SIZE), np.uint8)
-        mine[:] = np.random.default_rng(7).integers(1, 256, mine.shape, dtype=np.uint8)
+        mine[:] = content(7, 16)
         assert sksm.merge(mine).merged == 16
     finally:
         end.set()
         thread.join()
 
 
-def test_an_undumpable_process_is_told_why_it_cannot_merge(worker):
+def test_an_undumpable_process_is_told_why_it_cannot_merge(puppets):
     """As an ordinary user it may not look at its own pages; as root it may."""
-    process = worker(
-        "import numpy as np, sksm\n"
-        "from sksm.linux import libc\n"
-        "libc.prctl(libc.PR_SET_DUMPABLE, 0, 0, 0, 0)\n"
-        "rows = sksm.empty((4, 4096), np.uint8)\n"
-        "rows[:] = 3\n"
-        "try:\n"
-        "    print('merged', sksm.merge(rows).scanned)\n"
-        "except sksm.NotPermitted as error:\n"
-        "    print('PR_SET_DUMPABLE' in str(error))\n"
-        "print((rows == 3).all())\n"
-    )
-    assert process.answer() in ("merged 4", "True")
-    assert process.answer() == "True"
+    process = puppets()
+    process.hide()
+    assert process.do(outcome_of_a_merge) in ("merged 4", "told why")
+
+
+def outcome_of_a_merge():
+    rows = sksm.empty((4, PAGE_SIZE), np.uint8)
+    rows[:] = 3
+    try:
+        said = f"merged {sksm.merge(rows).scanned}"
+    except sksm.NotPermitted as error:
+        said = "told why" if "PR_SET_DUMPABLE" in str(error) else str(error)
+    return said if (rows == 3).all() else "changed"

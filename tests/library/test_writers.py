@@ -5,6 +5,7 @@ they merge again and again, and looks after each write whether it is still there
 """
 
 import ctypes
+import errno
 import os
 import sys
 import threading
@@ -14,8 +15,11 @@ import numpy as np
 import pytest
 
 import sksm
+from sksm import session
 from sksm.linux import libc
 from sksm.spans import PAGE_SIZE
+from tests.memory import Area, KeptStore
+from tests.rows import content
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -185,39 +189,38 @@ def test_threads_that_merge_at_once_take_turns(memory, different):
     assert all((one.rows == content).all() for one in mine)
 
 
-def test_memory_unmapped_by_another_thread_is_no_crash(worker):
+def test_memory_unmapped_by_another_thread_is_no_crash(puppets):
     """At any moment of a merge; in a process of its own, which must live on."""
-    process = worker(
-        "import threading, numpy as np, sksm\n"
-        "from sksm.linux import libc\n"
-        "from sksm import session\n"
-        "from tests.memory import KeptStore, Area\n"
-        "store = KeptStore()\n"
-        "session.RemoteStore = lambda *a, **k: store\n"
-        "content = np.random.default_rng(1).integers(1, 256, (600, 4096), 'u1')\n"
-        "gate = threading.Barrier(2)\n"
-        "ends = {'report': 0, 'hole': 0}\n"
-        "def unmap(one, turn):\n"
-        "    gate.wait()\n"
-        "    for page in range(turn % 7, 600, 40):\n"
-        "        part = one.part(page, min(600, page + 1 + turn % 40))\n"
-        "        libc.munmap(part.start, part.size)\n"
-        "for turn in range(80):\n"
-        "    one = Area(600)\n"
-        "    one.rows[:] = content\n"
-        "    if turn % 2: one.rows[::3] = turn\n"
-        "    thread = threading.Thread(target=unmap, args=(one, turn))\n"
-        "    thread.start()\n"
-        "    gate.wait()\n"
-        "    try:\n"
-        "        report = sksm.merge_range(*one.where)\n"
-        "        ends['report'] += 1\n"
-        "    except OSError as error:\n"
-        "        assert error.errno == 12, error\n"
-        "        ends['hole'] += 1\n"
-        "    thread.join()\n"
-        "    one.close()\n"
-        "print(sum(ends.values()))\n"
-    )
-    assert process.answer() == "80"
-    assert process.end() == 0
+    assert puppets().do(merge_what_is_unmapped) == 80
+
+
+def merge_what_is_unmapped():
+    """Merge memory, again and again, that another thread unmaps; gives how often."""
+    store = KeptStore()
+    session.RemoteStore = lambda *_, **__: store
+    rows = content(1, 600)
+    gate = threading.Barrier(2)
+    ends = 0
+
+    def unmap(one, turn):
+        gate.wait()
+        for page in range(turn % 7, 600, 40):
+            part = one.part(page, min(600, page + 1 + turn % 40))
+            libc.munmap(part.start, part.size)
+
+    for turn in range(80):
+        one = Area(600)
+        one.rows[:] = rows
+        if turn % 2:
+            one.rows[::3] = turn
+        thread = threading.Thread(target=unmap, args=(one, turn))
+        thread.start()
+        gate.wait()
+        try:
+            sksm.merge_range(*one.where)
+        except OSError as error:
+            assert error.errno == errno.ENOMEM, error
+        ends += 1
+        thread.join()
+        one.close()
+    return ends
