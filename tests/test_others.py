@@ -34,6 +34,7 @@ from tests.process.subject import (
     status_of,
     vdso_of,
 )
+from tests.puppets import Obedient
 
 pytestmark = [
     pytest.mark.needs(
@@ -409,29 +410,32 @@ def test_a_process_of_somebody_else_is_an_outcome(holder, foreign):
 
 
 @pytest.mark.parametrize("seconds", [0, 0.1])
-def test_a_process_that_another_of_us_is_merging_is_an_outcome(holder, worker, seconds):
+def test_a_process_that_another_of_us_is_merging_is_an_outcome(
+    holder, puppets, seconds
+):
     """It says which."""
     one, two, busy = holder(), holder(), holder()
-    other = worker(MERGER, str(busy.pid))
-    assert other.answer() == "there"
+    other = puppets(Merger)
+    other.enter(busy.pid)
     wishes = others.Wishes(watch_seconds=seconds)
     *done, refused = merge(one, two, busy, wishes=wishes)
     assert f"process {other.pid} is merging it" in str(refused.error)
     assert not any(outcome.failed for outcome in done)
     assert_merged(one, two)
     assert in_pool(busy) == 0
-    assert other.ask() == "gone"
+    other.leave()
 
 
-MERGER = """
-import sys
-from sksm.process.other import OtherProcess
-with OtherProcess(int(sys.argv[1])) as space:
-    space._established()
-    print("there", flush=True)
-    sys.stdin.readline()
-print("gone", flush=True)
-"""
+class Merger(Obedient):
+    """Has a foothold in another process, from one deed to the next."""
+
+    def enter(self, pid):
+        self.space = OtherProcess(pid)
+        self.space.__enter__()
+        self.space._established()
+
+    def leave(self):
+        self.space.__exit__(None, None, None)
 
 
 def test_nobody_is_no_work(runtime):

@@ -16,9 +16,11 @@ from sksm.linux import calls, ptrace
 from sksm.linux.features import Feature
 from sksm.process import stub
 from sksm.process.foothold import Foothold
+from sksm.process.other import OtherProcess
 from sksm.process.stopping import Threads
 from sksm.process.there import There
 from sksm.spans import PAGE_SIZE
+from sksm.store.local import LocalStore
 from tests.conftest import Worker, poll
 from tests.process.subject import (
     Subject,
@@ -27,6 +29,7 @@ from tests.process.subject import (
     status_of,
     waits_in,
 )
+from tests.puppets import Obedient
 from tests.support import count_fds
 
 pytestmark = [
@@ -421,29 +424,29 @@ def test_ctrl_c_comes_when_the_threads_were_let_go(subject):
 # -- two of us
 
 
-MERGER = """
-import sys
-from sksm.process.other import OtherProcess
-from sksm.process.foothold import Foothold
-from sksm.store.local import LocalStore
-store = LocalStore()
-with OtherProcess(int(sys.argv[1])) as space:
-    space._established()
-    space._pool_there(store.pool)
-    if "uffd" in sys.argv: space._barrier()
-    print("there", flush=True)
-    sys.stdin.readline()
-print("gone", flush=True)
-"""
+class Merger(Obedient):
+    """Has a foothold in another process, from one deed to the next."""
+
+    def enter(self, pid):
+        self.store = LocalStore()
+        with contextlib.ExitStack() as stack:
+            space = stack.enter_context(OtherProcess(pid))
+            space._established()
+            space._pool_there(self.store.pool)
+            space._barrier()
+            self.undo = stack.pop_all()
+
+    def leave(self):
+        self.undo.close()
 
 
 @pytest.fixture
-def merger(worker):
+def merger(puppets):
     """Give `merger(pid)`: a process with a foothold in that one, until told."""
 
     def start(pid):
-        one = worker(MERGER, str(pid), "uffd")
-        assert one.answer() == "there"
+        one = puppets(Merger)
+        one.enter(pid)
         return one
 
     return start
@@ -458,7 +461,7 @@ def test_the_second_of_two_is_told_who_the_first_is(subject, merger):
     with expected, foothold_in(subject.pid):
         pass
     assert state_of(subject.pid) == during
-    assert first.ask() == "gone"
+    first.leave()
     with foothold_in(subject.pid) as foothold:
         assert_works(foothold)
     assert state_of(subject.pid) == before
@@ -468,7 +471,7 @@ def test_the_second_of_two_is_told_who_the_first_is(subject, merger):
 def test_what_a_killed_one_left_is_taken_out_by_the_next(subject, merger):
     """Its descriptors, its mapping and its stub."""
     before = state_of(subject.pid)
-    merger(subject.pid).kill()
+    merger(subject.pid).end()
     left = state_of(subject.pid)
     assert left["mappings"] != before["mappings"]
     assert left["tracer"] == "0"
@@ -483,7 +486,7 @@ def test_what_a_killed_one_left_is_taken_out_while_its_numbers_are_in_use(
     subject, merger
 ):
     """The program closed our descriptors meanwhile, and opened files of its own."""
-    merger(subject.pid).kill()
+    merger(subject.pid).end()
     highest = max(descriptors_of(subject.pid))
     subject.do("os.closerange(3, 256)")
     subject.do(f"[os.open('/dev/null', os.O_RDONLY) for _ in range({highest})] and 0")

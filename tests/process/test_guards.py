@@ -1,56 +1,107 @@
 """Processes whose memory must be left alone, each made for real where it can be."""
 
+import ctypes
 import errno
+import mmap
 import os
 import re
+import socket
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from sksm.linux import libc
 from sksm.process import guards
 from tests.conftest import ended, poll
+from tests.puppets import Obedient
 from tests.support import compiled
 
-PREAMBLE = """
-import ctypes, mmap, os, socket, struct, sys
-from sksm.linux import libc
+
+class Stranger(Obedient):
+    """Holds four pages, and does what makes its memory special.
+
+    Such a deed gives a number to go by; a negative one is an errno, and the kernel
+    cannot do it.
+    """
+
+    def __init__(self):
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self.area = mmap.mmap(-1, 4 * 4096, flags=flags)
+        self.at = ctypes.addressof(ctypes.c_char.from_buffer(self.area))
+
+    def lock(self):
+        libc.mprotect(self.at, 4096, libc.PROT_READ | libc.PROT_WRITE)
+        return call(149, self.at, 4096)  # mlock
+
+    def trace(self):
+        """Be a debugger; gives the pid of the other."""
+        child = self.fork()
+        assert call(101, 0x4206, child, 0, 0) == 0  # PTRACE_SEIZE
+        Path("/proc/self/comm").write_text("gdb")
+        return child
+
+    def register(self):
+        """Register a buffer with io_uring, and close the descriptor."""
+        fd = ring()
+        if fd >= 0:
+            vector = libc.iovec(self.at, 4096)
+            self.other = mmap.mmap(fd, 4096)  # keeps the ring after its descriptor
+            call(427, fd, 0, ctypes.addressof(vector), 1)  # IORING_REGISTER_BUFFERS
+            os.close(fd)
+        return min(fd, 0)
+
+    def provide(self):
+        """Give io_uring a ring of buffers; gives its descriptor."""
+        fd = ring()
+        if fd < 0:
+            return fd
+        given = ctypes.create_string_buffer(40)  # struct io_uring_buf_reg
+        struct.pack_into("QI", given, 0, self.at, 8)
+        # IORING_REGISTER_PBUF_RING
+        return call(427, fd, 22, ctypes.addressof(given), 1) or fd
+
+    def set_up_aio(self):
+        self.context = ctypes.c_ulong()
+        return call(206, 8, ctypes.addressof(self.context))  # io_setup
+
+    def lend_to_a_card(self):
+        try:
+            self.xdp = socket.socket(44, socket.SOCK_RAW)
+        except OSError as error:
+            return -error.errno
+        umem = struct.pack("QQIIII", self.at, 16384, 4096, 0, 0, 0)
+        self.xdp.setsockopt(283, 4, umem)  # XDP_UMEM_REG
+        self.xdp.setsockopt(283, 5, 4)  # XDP_UMEM_FILL_RING
+        self.fill = mmap.mmap(self.xdp.fileno(), 4096, offset=0x100000000)
+        return 0
+
+    def connect(self):
+        self.pair = socket.socketpair()
+        return 0
+
 
 def call(*args):
     result = libc.raw_syscall(*(ctypes.c_long(arg) for arg in args))
     return result if result >= 0 else -ctypes.get_errno()
 
-def pages(count):
-    area = mmap.mmap(-1, count * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return area, ctypes.addressof(ctypes.c_char.from_buffer(area))
-
-def wait(word):
-    print(word, flush=True)
-    sys.stdin.readline()
 
 def ring():
     params = ctypes.create_string_buffer(120)  # struct io_uring_params
-    result = call(425, 4, ctypes.addressof(params))  # io_uring_setup
-    if result < 0:
-        wait(result)
-        sys.exit()
-    return result
-
-area, at = pages(4)
-"""
+    return call(425, 4, ctypes.addressof(params))  # io_uring_setup
 
 
 @pytest.fixture
-def process(worker):
-    """Give `process(deeds)`: one that did them, and waits; skips where it cannot."""
+def process(puppets):
+    """Give `process(deed)`: one that did that; skips where it cannot."""
 
-    def start(deeds):
-        made = worker(PREAMBLE + deeds)
-        word = made.answer()
-        assert word, "it did not come to the end"
-        if word.startswith("-"):
-            pytest.skip(f"the kernel says {errno.errorcode[-int(word)]}")
-        made.word = word
+    def start(deed):
+        made = puppets(Stranger)
+        made.show()
+        made.word = getattr(made, deed)()
+        if (made.word or 0) < 0:
+            pytest.skip(f"the kernel says {errno.errorcode[-made.word]}")
         return made
 
     return start
@@ -63,7 +114,7 @@ def status(pid, field):
 
 def test_an_ordinary_process_has_no_objection(process):
     """The usual case, locked memory included: that is for its mapping to say."""
-    plain = process("libc.mprotect(at, 4096, 3); wait(call(149, at, 4096))")  # mlock
+    plain = process("lock")
     assert status(plain.pid, "VmLck") != "0 kB"
     assert guards.objection_to(plain.pid) is None
 
@@ -94,23 +145,16 @@ def test_a_process_that_ended_is_told_from_one_that_is_gone():
 @pytest.mark.skipif(os.getuid() == 0, reason="root may inspect any process")
 def test_a_process_that_hides_raises_permission_error(process):
     """No leave is not an objection: the caller says what would help."""
-    hidden = process("wait(libc.prctl(libc.PR_SET_DUMPABLE, 0, 0, 0, 0))")
+    hidden = process("hide")
     with pytest.raises(PermissionError):
         guards.objection_to(hidden.pid)
 
 
 def test_a_debugger_is_named(process):
     """Only one can trace a process, and the user knows which to detach."""
-    debugger = process(
-        "child = os.fork()\n"
-        "if child == 0: os.read(0, 1)\n"
-        "if call(101, 0x4206, child, 0, 0): os._exit(1)\n"  # PTRACE_SEIZE
-        "open('/proc/self/comm', 'w').write('gdb')\n"
-        "wait(child)\n"
-        "os.kill(child, 9)"
-    )
+    debugger = process("trace")
     said = guards.objection_to(int(debugger.word))
-    debugger.end()
+    debugger.end_child(debugger.word)
     assert said == f"traced by gdb ({debugger.pid}): detach it first"
 
 
@@ -154,25 +198,14 @@ def test_seccomp_strict_mode_is_seen(program):
 @pytest.mark.check
 def test_memory_that_the_kernel_counts_as_pinned_is_seen(process):
     """A buffer registered with io_uring; here its descriptor is closed already."""
-    pinned = process(
-        "fd = ring(); vector = libc.iovec(at, 4096)\n"
-        "other = mmap.mmap(fd, 4096)\n"  # keeps the ring after its descriptor
-        "call(427, fd, 0, ctypes.addressof(vector), 1)\n"  # IORING_REGISTER_BUFFERS
-        "os.close(fd); wait(0)"
-    )
+    pinned = process("register")
     assert status(pinned.pid, "VmPin") != "0 kB"
     assert guards.objection_to(pinned.pid) == guards.PINNED
 
 
 def test_io_uring_is_refused_although_the_kernel_shows_nothing(process):
     """A ring of provided buffers pins memory, and neither count shows it."""
-    sharer = process(
-        "fd = ring()\n"
-        "given = ctypes.create_string_buffer(40)\n"  # struct io_uring_buf_reg
-        "struct.pack_into('QI', given, 0, at, 8)\n"
-        "done = call(427, fd, 22, ctypes.addressof(given), 1)\n"  # REGISTER_PBUF_RING
-        "wait(done or fd)"
-    )
+    sharer = process("provide")
     told = Path(f"/proc/{sharer.pid}/fdinfo/{sharer.word}").read_text()
     assert re.search(r"UserBufs:\s*0\n", told)
     assert status(sharer.pid, "VmPin") == "0 kB"
@@ -181,30 +214,20 @@ def test_io_uring_is_refused_although_the_kernel_shows_nothing(process):
 
 def test_libaio_is_seen(process):
     """Its only trace is a mapping."""
-    reader = process(
-        "context = ctypes.c_ulong(); wait(call(206, 8, ctypes.addressof(context)))"
-    )
+    reader = process("set_up_aio")
     assert guards.objection_to(reader.pid) == guards.LIBAIO
 
 
 def test_a_ring_shared_with_a_network_card_is_seen(process):
     """The umem of AF_XDP is pinned and not counted; its rings are mapped sockets."""
-    user = process(
-        "try: xdp = socket.socket(44, socket.SOCK_RAW)\n"
-        "except OSError as error: wait(-error.errno); sys.exit()\n"
-        "umem = struct.pack('QQIIII', at, 16384, 4096, 0, 0, 0)\n"
-        "xdp.setsockopt(283, 4, umem)\n"  # XDP_UMEM_REG
-        "xdp.setsockopt(283, 5, 4)\n"  # XDP_UMEM_FILL_RING
-        "fill = mmap.mmap(xdp.fileno(), 4096, offset=0x100000000)\n"
-        "wait(0)"
-    )
+    user = process("lend_to_a_card")
     assert status(user.pid, "VmPin") == "0 kB"
     assert guards.objection_to(user.pid) == guards.RING
 
 
 def test_a_socket_that_shares_no_memory_does_no_harm(process):
     """Most processes have one."""
-    client = process("pair = socket.socketpair(); wait(0)")
+    client = process("connect")
     assert guards.objection_to(client.pid) is None
 
 
