@@ -9,6 +9,7 @@ import pytest
 from sksm.linux import ksm
 from sksm.linux.features import Feature
 from tests.conftest import poll
+from tests.puppets import Obedient
 
 FAKE = {
     **{"run": "0", "pages_to_scan": "100", "sleep_millisecs": "20"},
@@ -16,15 +17,15 @@ FAKE = {
     **{"pages_shared": "0", "pages_sharing": "0"},
 }
 
-HOLDS = """
-import sys
-from pathlib import Path
-from sksm.linux import ksm
-with ksm.borrowed(Path(sys.argv[1])):
-    ksm.open_wide()
-    print("mine", flush=True)
-    sys.stdin.readline()
-"""
+
+class Holds(Obedient):
+    """Has ksmd for itself, from one deed to the next, or until a signal ends it."""
+
+    def hold(self, state):
+        with ksm.borrowed(state):
+            ksm.open_wide()
+            self.line.send((True, "mine"))
+            self.line.recv()
 
 
 @pytest.fixture
@@ -149,13 +150,13 @@ def real_knobs():
 @pytest.mark.root
 @pytest.mark.needs(Feature.KSM)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_gives_the_real_knobs_back(worker, real_knobs, state, number):
+def test_signal_gives_the_real_knobs_back(puppets, real_knobs, state, number):
     """The scope ends as it does by an exception."""
-    holder = worker(HOLDS, str(state), stderr=-3)
-    assert holder.answer() == "mine"
+    holder = puppets(Holds)
+    assert holder.hold(state) == "mine"
     assert ksm._knobs() != real_knobs
-    holder.process.send_signal(number)
-    holder.process.wait(20)
+    holder.send_signal(number)
+    holder.wait(20)
     assert ksm._knobs() == real_knobs
     assert not state.exists()
 
@@ -164,14 +165,14 @@ def test_signal_gives_the_real_knobs_back(worker, real_knobs, state, number):
 @pytest.mark.root
 @pytest.mark.needs(Feature.KSM)
 def test_next_start_gives_the_real_knobs_back_after_sigkill(
-    worker, real_knobs, runtime, sksm_program
+    puppets, real_knobs, runtime, sksm_program
 ):
     """Any command does it, and says so."""
-    holder = worker(HOLDS, str(runtime / ksm.STATE_NAME))
-    assert holder.answer() == "mine"
+    holder = puppets(Holds)
+    assert holder.hold(runtime / ksm.STATE_NAME) == "mine"
     sksm_program("stat")
     assert ksm._knobs() != real_knobs  # still held: not to be taken away
-    holder.kill()
+    holder.end()
     assert ksm._knobs() != real_knobs
     done = sksm_program("stat")
     assert "gave back the settings of ksmd" in done.stderr

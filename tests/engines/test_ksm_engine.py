@@ -16,6 +16,8 @@ from sksm.linux import ksm, libc, pageflags
 from sksm.pipeline import merge_all
 from sksm.process.local import ThisProcess
 from tests.conftest import poll
+from tests.puppets import Obedient
+from tests.rows import Memory, content
 
 pytestmark = [
     pytest.mark.machine,
@@ -134,7 +136,9 @@ def test_time_that_is_up_is_told(twins, state, monkeypatch):
     assert report.scanned == 2 * PAGES
 
 
-def test_another_command_that_has_ksmd_is_waited_for(twins, state, monkeypatch, worker):
+def test_another_command_that_has_ksmd_is_waited_for(
+    twins, state, monkeypatch, puppets
+):
     """For a while; then it is an error that says so, and the pages are as they were."""
     monkeypatch.setattr(engine_module, "_PATIENCE_SECONDS", 0.05)
     before = [some.rows.copy() for some in twins]
@@ -142,10 +146,10 @@ def test_another_command_that_has_ksmd_is_waited_for(twins, state, monkeypatch, 
         merge(state, *twins)
     assert all((a == b.rows).all() for a, b in zip(before, twins, strict=True))
     with ksm.borrowed(state):
-        one = worker(OTHER + "merge(); print('done')", str(state))
-        assert one.answer() == "ready"
+        one = puppets(Other, state)
+        one.tell("merge")
         time.sleep(0.1)
-    assert one.answer() == "done"
+    one.hear()
 
 
 def test_an_administrators_ksmd_goes_on_as_it_was(twins, state):
@@ -161,47 +165,36 @@ def test_an_administrators_ksmd_goes_on_as_it_was(twins, state):
         assert report.merged + report.zero + report.stored == 2 * PAGES
 
 
-OTHER = """
-import sys
-from pathlib import Path
-import numpy as np
-from sksm.engines.ksm import KsmEngine
-from sksm.pipeline import merge_all
-from sksm.process.local import ThisProcess
-from tests.conftest import Memory
-one, two = Memory(2000), Memory(2000)
-one.rows[:] = two.rows[:] = np.random.default_rng(1).integers(1, 256, (2000, 4096))
+class Other(Obedient):
+    """Holds twins, and has ksmd merge them."""
 
-def merge():
-    engine = KsmEngine(Path(sys.argv[1]))
-    with ThisProcess() as space:
-        spans = sorted([one.span, two.span], key=lambda span: span.start)
-        merge_all(space, spans, engine=engine)
-        engine.finish()
+    def __init__(self, state):
+        self.state, self.twins = state, (Memory(2000), Memory(2000))
+        for some in self.twins:
+            some.rows[:] = content(1, 2000)
 
-print("ready", flush=True)
-"""
-FOR_EVER = """
-while True:
-    merge()
-    one.rows[:, 0] += 1
-    two.rows[:, 0] += 1
-"""
+    def merge(self):
+        merge(self.state, *self.twins)
+
+    def merge_for_ever(self):
+        while True:
+            self.merge()
+            for some in self.twins:
+                some.rows[:, 0] += 1
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.limit(600)
-def test_knobs_are_back_after_a_kill_at_any_time(worker, state, kills):
+def test_knobs_are_back_after_a_kill_at_any_time(puppets, state, kills):
     """The next command gives them back, whatever was under way."""
     before, chance = ksm._knobs(), np.random.default_rng(kills)
     caught = 0
     for _ in range(kills):
-        one = worker(OTHER + FOR_EVER, str(state))
-        assert one.answer() == "ready"
-        os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOHANG)
+        one = puppets(Other, state)
+        one.tell("merge_for_ever")
         poll(state.exists)
         signal.sigtimedwait([], chance.uniform(0, 0.05))
-        one.kill()
+        one.end()
         caught += ksm._knobs() != before
         ksm.repair(state)
         assert ksm._knobs() == before
@@ -219,11 +212,10 @@ def test_only_root_may_steer_ksmd(tmp_path):
     assert ksm.obstacle() is None
 
 
-def test_pages_others_have_merged_stay_merged(twins, state, worker, tmp_path):
+def test_pages_others_have_merged_stay_merged(twins, state, puppets, tmp_path):
     """KSM's other users see that ksmd was at work, and nothing else."""
-    one = worker(OTHER + "merge(); print(); input()", str(tmp_path / "other.json"))
-    assert one.answer() == "ready"
-    one.answer()
+    one = puppets(Other, tmp_path / "other.json")
+    one.merge()
     merged = ksm.merged_pages(one.pid)
     assert merged == 4000
     merge(state, *twins)
