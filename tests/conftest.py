@@ -268,9 +268,11 @@ def foreign():
 
 
 class Worker:
-    """A separately started interpreter that runs a script and answers lines.
+    """A program that is tested as users start it: an interpreter with a script.
 
-    The script reads lines from stdin and prints answers; `ask` does one turn.
+    The script reads lines from stdin and prints answers; `ask` does one turn. What
+    only has to obey is a puppet (tests/puppets.py), or a `Subject` if nothing of ours
+    may be in it (tests/process/subject.py).
     """
 
     def __init__(self, script: str, *args: str, **popen) -> None:

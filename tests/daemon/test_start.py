@@ -18,6 +18,7 @@ from tests.rows import content
 
 pytestmark = pytest.mark.own_start
 
+# Started as users have it: the first import, the first connection, the first daemon.
 PROGRAM = """
 import os, sys, numpy as np, sksm
 data = sksm.empty((32, 4096), np.uint8)

@@ -7,6 +7,7 @@ import pytest
 
 JEMALLOC = ctypes.util.find_library("jemalloc")
 
+# Started, for the allocator that LD_PRELOAD names, and for a heap in which nothing was.
 # Merge objects of many sizes, free them, and look at what calloc hands out.
 SCRIPT = """
 import contextlib, ctypes, gc, sys

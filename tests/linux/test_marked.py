@@ -5,20 +5,8 @@ import os
 
 import pytest
 
-from sksm.linux import ksm
-
-# A process of its own: what other tests merged in this one, KSM may still count.
-OWNER = """
-import mmap
-some = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE)
-input()
-some.madvise(mmap.MADV_MERGEABLE)
-print("marked", flush=True)
-input()
-some.close()
-print("gone", flush=True)
-input()
-"""
+from sksm.linux import ksm, libc
+from tests.process.subject import Piece, Subject
 
 pytestmark = [
     pytest.mark.check,
@@ -46,11 +34,13 @@ def kernel(request, monkeypatch):
 
 def test_memory_is_marked_when_its_owner_has_marked_it(kernel, worker):
     """And no longer when that is gone."""
-    owner = worker(OWNER)
+    # A process of its own: what other tests merged in this one, KSM may still count.
+    owner = Subject(worker)
+    piece = Piece(owner, 256)
     assert not ksm.is_marked(owner.pid)
-    assert owner.ask() == "marked"
+    piece.advise(libc.MADV_MERGEABLE)
     assert ksm.is_marked(owner.pid)
-    assert owner.ask() == "gone"
+    piece.unmap()
     assert not ksm.is_marked(owner.pid)
 
 

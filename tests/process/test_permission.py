@@ -11,6 +11,7 @@ from sksm.errors import NotPermitted, ProcessGone, SksmError, Unsupported
 from sksm.linux import libc
 from sksm.process import permission, status
 from sksm.process.other import EVERYTHING, OtherProcess
+from tests.process.subject import Subject
 
 DENIED = PermissionError(errno.EACCES, "Permission denied")
 
@@ -120,19 +121,10 @@ def test_a_zombie_has_ended():
 
 def test_a_thread_is_not_a_process(worker):
     """Its process is named."""
-    process = worker("import threading, sys\n" + THREAD)
-    thread = int(process.answer())
+    process = Subject(worker)
+    (thread,) = process.do("threads(1)")
     with pytest.raises(Unsupported, match=f"thread of process {process.pid}"):
         permission.require_memory(thread)
-
-
-THREAD = """
-def tell():
-    print(threading.get_native_id(), flush=True)
-    sys.stdin.read()
-
-threading.Thread(target=tell).start()
-"""
 
 
 def test_a_kernel_thread_has_no_memory():

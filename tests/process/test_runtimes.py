@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sksm.linux import maps
+from sksm.linux import libc, maps
 from sksm.process import runtimes
 from tests import support
 from tests.conftest import poll
+from tests.process.subject import Piece, Subject
 
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
 WAITS = "#include <unistd.h>\nint main(void) { return read(0, &(char){0}, 1); }\n"
@@ -69,8 +70,7 @@ def test_python_with_its_usual_libraries_is_safe(worker):
 
 def test_a_file_is_looked_at_once(worker, monkeypatch):
     """The siblings of a process cost next to nothing."""
-    first, second = (worker("print(1, flush=True); input()") for _ in range(2))
-    first.answer(), second.answer()
+    first, second = Subject(worker), Subject(worker)
     assert runtimes.doubt(first.pid) is None
     monkeypatch.delattr(runtimes, "_look_at")
     assert runtimes.doubt(second.pid) is None
@@ -180,14 +180,10 @@ def test_code_that_is_no_elf_file_is_in_doubt(worker, tmp_path):
     """Somebody's own loader, or compiler."""
     path = tmp_path / "code"
     path.write_bytes(bytes(4096))
-    process = worker(
-        "import mmap, sys\n"
-        "code = open(sys.argv[1])\n"
-        "area = mmap.mmap(code.fileno(), 0, prot=5, flags=2)\n"
-        "print(1, flush=True); input()",
-        str(path),
-    )
-    process.answer()
+    process = Subject(worker)
+    fd = process.do(f"os.open({str(path)!r}, os.O_RDONLY)")
+    prot = libc.PROT_READ | libc.PROT_EXEC
+    Piece(process, 1).map(prot=prot, flags=libc.MAP_PRIVATE, fd=fd)
     assert runtimes.doubt(process.pid) == runtimes.FOREIGN.format(path)
 
 
