@@ -11,6 +11,7 @@ from sksm.linux.features import Feature, Trial
 from sksm.process import guards, status
 from sksm.process.other import OtherProcess
 from tests.commands.test_estimate import ended_pid
+from tests.process.subject import Piece, Subject
 
 pytestmark = pytest.mark.usefixtures("runtime")
 
@@ -139,26 +140,17 @@ def test_advice_without_effect_is_not_a_merge(monkeypatch):
 @pytest.fixture
 def subject(worker):
     """A program that holds memory of many kinds, 256 pages of each."""
-    one = worker(
-        "import mmap, os\n"
-        "size = 256 * 4096\n"
-        "private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS\n"
-        "own, zeros = mmap.mmap(-1, size, private), mmap.mmap(-1, size, private)\n"
-        "page = os.urandom(4096)\n"
-        "own.write(page * 256)\n"
-        "zeros.write(bytes(size))\n"
-        "single = mmap.mmap(-1, size, private)\n"
-        "single.write(os.urandom(size))\n"
-        "memfd = os.memfd_create('some')\n"
-        "os.ftruncate(memfd, size)\n"
-        "shared = mmap.mmap(memfd, size)\n"
-        "shared.write(b'x' * size)\n"
-        "plain = mmap.mmap(-1, size)\n"
-        "plain.write(b'x' * size)\n"
-        "print('ready', flush=True)\n"
-        "input()\n"
-    )
-    assert one.answer() == "ready"
+    one = Subject(worker)
+    size = 256 * 4096
+    own, zeros, single = (Piece(one, 256) for _ in range(3))
+    one.do(f"write({own.start}, os.urandom(4096) * 256)")
+    one.do(f"write({zeros.start}, bytes({size}))")
+    one.do(f"write({single.start}, os.urandom({size}))")
+    memfd = one.do("os.memfd_create('some')")
+    one.do(f"os.ftruncate({memfd}, {size})")
+    for name, fd in (("shared", memfd), ("plain", -1)):
+        one.do(f"globals().update({name}=mmap.mmap({fd}, {size}))")
+        one.do(f"{name}.write(b'x' * {size})")
     return one
 
 

@@ -1,7 +1,6 @@
 """Merging memory of running programs, for tests that do it again and again."""
 
 import contextlib
-import os
 import time
 import traceback
 
@@ -57,18 +56,3 @@ def merge_for_ever(target, tell):
         tell()
         with contextlib.closing(store), contextlib.suppress(BlockingIOError):
             merge(target, store)  # busy: a thread that lost its merger ends its table
-
-
-def fork(function):
-    """Run `function` in a child, which is ready at once: nothing is imported."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            function()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return pid

@@ -15,6 +15,7 @@ from sksm.process.procfiles import ProcFiles
 from sksm.store.local import LocalStore
 from tests.conftest import ended, poll
 from tests.process import merging
+from tests.support import start_child
 
 pytestmark = pytest.mark.needs(
     Feature.PTRACE_SEIZE, Feature.USERFAULTFD_WP, Feature.PIDFD_GETFD
@@ -64,7 +65,7 @@ def test_a_program_stopped_and_continued_all_the_time_bears_a_merge(target, prog
                 os.kill(one.pid, number)
                 select.select([], [], [], 0.02)  # it must get on, too
 
-    pid = merging.fork(control)
+    pid = start_child(control)
     try:
         for _ in range(2):
             store = LocalStore()
@@ -89,7 +90,7 @@ def test_a_program_under_a_debugger_is_refused(target):
         os.write(tell, b".")
         signal.pause()
 
-    pid = merging.fork(debug)
+    pid = start_child(debug)
     os.read(told, 1)
     store = LocalStore()
     with contextlib.closing(store):
@@ -117,7 +118,7 @@ def test_a_program_that_ends_meanwhile_is_no_error(target, program, how):
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):
                 merging.merge_for_ever(one, lambda: os.write(tell, b"."))
 
-        pid = merging.fork(merge_until_it_ends)
+        pid = start_child(merge_until_it_ends)
         os.read(told, 1)
         if how == "told":
             one.ends_well()

@@ -16,6 +16,7 @@ from sksm.linux.features import Feature
 from sksm.store.local import LocalStore
 from tests.conftest import poll
 from tests.process import merging
+from tests.support import start_child
 
 pytestmark = pytest.mark.needs(
     Feature.PTRACE_SEIZE, Feature.USERFAULTFD_WP, Feature.PIDFD_GETFD
@@ -55,7 +56,7 @@ class Merger:
 
     def __init__(self, target):
         self._told, far = os.pipe()
-        self.pid = merging.fork(
+        self.pid = start_child(
             lambda: merging.merge_for_ever(target, lambda: os.write(far, b"."))
         )
         os.close(far)
@@ -123,7 +124,7 @@ class Steps:
 
     def __init__(self, target):
         go, self._gate = os.pipe()
-        self.pid = merging.fork(lambda: self._merge(target, go))
+        self.pid = start_child(lambda: self._merge(target, go))
         os.close(go)
         ptrace.seize(self.pid)
         ptrace.interrupt(self.pid)
