@@ -140,11 +140,10 @@ def assert_nothing_is_left(suite):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("dist", ["load", "loadgroup"])
-def test_a_test_that_no_signal_ends_is_ended_and_the_run_goes_on(suite, workers, dist):
+def test_a_test_that_no_signal_ends_is_ended_and_the_run_goes_on(suite, workers):
     """It is named, with its stack; so are daemons that left session and parent."""
     stuck = suite(STUCK)
-    how = [f"-n{workers}", f"--dist={dist}", "--max-worker-restart=9"]
+    how = [f"-n{workers}", "--dist=loadgroup", "--max-worker-restart=9"]
     code, text = stuck.run(*how)
     assert code == 1, text
     assert re.search(r"3 failed, 2 passed", text), text

@@ -22,6 +22,11 @@ IN_PLACE = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _unhurried(unhurried):
+    """What could not be stopped on a loaded machine would be left alone for a while."""
+
+
 class World:
     """A scanner, its clock, and whom it watches."""
 

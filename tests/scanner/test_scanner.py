@@ -296,12 +296,12 @@ def test_what_there_is_no_time_for_is_done_later(world, holder, monkeypatch):
     monkeypatch.setattr(Group, "_rate", rate, raising=False)
     world.scanner.budget.left = lambda: 0.01  # processor time for 100 pages
     counts = []
-    for _ in range(30):
+    while not counts or counts[-1] < 600 - 2 * FEW_PAGES:
+        assert len(counts) < 300, counts
         world.epochs(1)
         counts.append(merged(one.pid, one.span) + merged(two.pid, two.span))
     assert counts == sorted(counts)
     assert len(set(counts)) > 3
-    assert counts[-1] >= 600 - 2 * FEW_PAGES
     assert one.ask("sum") == two.ask("sum")
 
 
