@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sksm.fingerprints import fingerprint, of_zeros
 from sksm.spans import PAGE_SIZE
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 
 @given(st.integers(0, 2**64 - 1), st.lists(st.integers(0, 3), max_size=6))

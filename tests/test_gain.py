@@ -8,7 +8,7 @@ from sksm.estimate import Figures
 from sksm.gain import KERNEL, KSM, POOL, gains
 from sksm.spans import PAGE_SIZE
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 COUNTS = st.integers(0, 1 << 30)
 

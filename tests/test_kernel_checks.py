@@ -1,12 +1,14 @@
 """What `make kernel-test` makes of what guests say: nothing wrong goes unseen."""
 
+from pathlib import Path
+
 import pytest
 
 from kernel import checks
 from kernel.__main__ import upstream_problems
 from kernel.guest import Done, Visit
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 TAP = "TAP version 13\n1..2\nok 1 first\n{}\n"
 TOTALS = "# Totals: pass:{} fail:{} xfail:0 xpass:0 skip:{} error:0\n"
@@ -129,3 +131,12 @@ def test_an_ordinary_log_has_none():
         "kasan: KernelAddressSanitizer initialized (generic)\nNMI watchdog: Enabled\n"
     )
     assert not Visit({}, log).splats
+
+
+def test_what_is_run_of_the_projects_tests_is_there():
+    """Where it lies, by the tree of this checkout."""
+    root = Path(checks.__file__).parents[1]
+    words = [str(word) for line in checks.project().values() for word in line]
+    named = [word for word in words if word.startswith("tests/")]
+    assert len(named) == 4
+    assert [word for word in named if not (root / word).exists()] == []

@@ -7,7 +7,7 @@ import pytest
 
 import sksm
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 ROOT = pathlib.Path(sksm.__file__).parent
 LAYERS = """

@@ -13,7 +13,7 @@ from sksm.misaligned import LEAST_PAGES, Part, anchors, search
 from sksm.process import pages_of
 from sksm.spans import PAGE_SIZE
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 
 def noise(seed, size):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sksm.report import OUTCOMES, MergeReport
 from sksm.spans import PAGE_SIZE
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 COUNTED = [name for name in OUTCOMES if name != "refused"]
 EVENTS = st.lists(

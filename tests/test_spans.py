@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sksm.spans import PAGE_SIZE, Span, whole_pages
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 
 def pages(first, stop):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sksm.store import UNSEEN
 from sksm.twins import compare, pieces, stretches
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 ZERO = 9
 

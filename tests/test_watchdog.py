@@ -12,6 +12,8 @@ import pytest
 from tests import reaper
 from tests.conftest import poll
 
+pytestmark = pytest.mark.pure
+
 ROOT = Path(__file__).parents[1]
 
 STUCK = """

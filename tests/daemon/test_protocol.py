@@ -9,7 +9,7 @@ import pytest
 
 from sksm.daemon import protocol
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 REQUESTS = [
     protocol.Hello(3),

@@ -8,7 +8,7 @@ import pytest
 
 from sksm.daemon.signals import held
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 
 def test_a_signal_waits_until_somebody_asks():

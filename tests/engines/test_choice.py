@@ -10,7 +10,7 @@ from sksm.linux import ksm
 from sksm.process import domain, guards, runtimes
 from tests.conftest import NO_KSM
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from sksm.engines.plan import SHORT_GAP, Run, own_gaps, runs
 from sksm.process import EXCHANGE_PAGES
 from sksm.store import UNSEEN, ZERO
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 
 @st.composite

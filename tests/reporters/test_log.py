@@ -9,7 +9,7 @@ import pytest
 from sksm.reporters import log
 from tests.figures import figures, process, refusal
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 
 def record(message, *args, level=logging.INFO, error=None, **fields):

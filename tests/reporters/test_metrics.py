@@ -13,7 +13,7 @@ from sksm.reporters import metrics
 from sksm.reporters.metrics import Metrics, kind_of, served
 from tests.figures import figures, process, refusal
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 
 def free_port():

@@ -11,7 +11,7 @@ from sksm.linux.pagemap import PAGE_REGION, numbers_of
 from sksm.scanner.ages import Pages
 from sksm.spans import HUGE_SIZE, PAGE_SIZE
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 QUIET = 3.0
 # Few blocks, far apart, so that pages are met again; and their edges.

@@ -4,7 +4,7 @@ import pytest
 
 from sksm.scanner.budget import LONGEST, SHORTEST, Budget
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 
 class World:

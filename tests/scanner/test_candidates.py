@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sksm.fingerprints import of_zeros
 from sksm.scanner import candidates
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 SEED = 7
 ZERO = of_zeros(SEED)

@@ -17,7 +17,7 @@ from sksm.scanner.config import Config, load
 from sksm.scanner.schema import address
 from sksm.scanner.selection import Rule
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 EVERYTHING = """
 # All there is.

@@ -10,7 +10,7 @@ import pytest
 from sksm.reporters.systemd import Manager
 from tests.figures import figures
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 
 @pytest.fixture(params=["path", "abstract"])

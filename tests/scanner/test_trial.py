@@ -4,7 +4,7 @@ import pytest
 
 from sksm.scanner.trial import Trial
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 SECONDS = 5.0
 SEEN = 1_000_000

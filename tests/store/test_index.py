@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sksm.store import UNSEEN
 from sksm.store.index import Index
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 # Prints that meet in the table: all low bits alike, or a few different ones.
 PRINTS = st.builds(
