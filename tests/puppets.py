@@ -21,8 +21,8 @@ import msgspec
 
 import sksm
 from sksm import session
-from sksm.daemon import protocol
 from sksm.daemon.client import RemoteStore
+from sksm.fingerprints import fingerprint
 from sksm.linux import libc
 from sksm.pages import BATCH_PAGES
 from sksm.spans import PAGE_SIZE
@@ -156,11 +156,14 @@ class Deeds(Obedient):
         libc.mmap(*hole, -1, 0)
         self.memory[name] = spare
 
-    def take_lease(self):
-        """Be in the middle of a merge from now on."""
-        self.ask(protocol.Lookup(b"\0" * 8))
-        self.lease = session.current._store.lease()  # given up when it is collected
-        self.lease.__enter__()
+    def ask_for(self, name):
+        """Ask for the slots of memory, as in the middle of a merge of equal memory."""
+        if session.current._store is None:
+            session.current._store = RemoteStore()
+        store = session.current._store
+        self.granted = store.granted()  # which ends when it is collected
+        self.granted.__enter__()
+        store.lookup(fingerprint(self.shadow[name], store.seed))
 
     def ask(self, request):
         """Say something on the session's connection."""
@@ -177,7 +180,8 @@ class Deeds(Obedient):
 
     def pool_inode(self):
         """Name the file that holds the pool of this process's daemon."""
-        return os.fstat(session.current._store.pool).st_ino
+        with session.current._store.granted():
+            return os.fstat(session.current._store.pool).st_ino
 
     def hang_up(self):
         session.current.close()

@@ -135,6 +135,11 @@ class Raw:
     def greet(self):
         return self.ask(protocol.Hello(protocol.VERSION))
 
+    def begin(self):
+        """Greet, and take a grant."""
+        self.greet()
+        return self.ask(protocol.Begin())
+
 
 def start_child(function):
     """Run `function` in a forked child; it exits with 0, or 1 after a traceback."""

@@ -134,7 +134,7 @@ def test_pages_known_to_a_store_are_twins(hold, memory):
     store = LocalStore()
     with one.window() as space:
         store.offer(os.getpid(), [local_copy(memory, space, one.page(1))])
-    found = estimate_of(one, seed=store.seed, known=store.lookup)
+    found = estimate_of(one, seed=store.seed, known=store.knows)
     store.close()
     assert found.twins(one.pid) == places(one, (1, 2))
     assert in_pages(found.total(), "twin", "duplicate", "kept") == [1, 1, 0]

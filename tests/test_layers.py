@@ -15,7 +15,7 @@ LAYERS = """
     linux
     process
     pages fingerprints store
-    engines
+    engines regranting
     pipeline twins holding estimate gain outcomes hotness misaligned
     daemon
     scanner

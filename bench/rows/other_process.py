@@ -72,7 +72,7 @@ def _measure(
 def _merge(store: Store, pid: int, span: Span) -> tuple[float, list[float]]:
     started = time.perf_counter()
     try:
-        with OtherProcess(pid) as space, store.lease():
+        with OtherProcess(pid) as space, store.granted():
             report = merge_all(space, [span], engine=PoolEngine(store))
             stops = list(space.stops)
     except (PermissionError, SksmError) as error:

@@ -50,7 +50,9 @@ def merge(obj: object) -> MergeReport:
     elif span.pages:
         if buffer.owner is not None:
             ownership.watch(buffer.owner, span)
-        report += session.current.merge(span, pinned=True)
+        report += session.current.merge(
+            span, pinned=True, never_drops=buffer.never_drops
+        )
     return report
 
 
@@ -107,7 +109,7 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike = float) -> Any:
     # last of a mapping are not merged.
     pages_needed = -(-count * kind.itemsize // PAGE_SIZE) + 2
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = mmap.mmap(-1, pages_needed * PAGE_SIZE, flags=flags)
+    memory = buffers.Pages(-1, pages_needed * PAGE_SIZE, flags=flags)
     return np.frombuffer(memory, kind, count, offset=PAGE_SIZE).reshape(sizes)
 
 

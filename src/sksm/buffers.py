@@ -18,6 +18,10 @@ FIRST_PAGE = "first page of an mmap that may be resized"
 PARTLY_OUTSIDE = "page partly outside the object"
 
 
+class Pages(mmap.mmap):
+    """Memory of an array that we made: nobody else gives advice about it."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Buffer:
     """Contiguous memory of an object, kept mapped as long as this lives.
@@ -34,6 +38,7 @@ class Buffer:
     owner: np.ndarray[Any, Any] | None = None
     risk: str | None = None
     kept_page: int | None = None  # address of a page that must stay as it is
+    never_drops: bool = False  # see `AddressSpace`
 
     @property
     def span(self) -> Span:
@@ -107,9 +112,10 @@ def _of_array(array: np.ndarray[Any, Any]) -> Buffer:
             break
     if isinstance(owner, mmap.mmap):
         whole = np.frombuffer(owner, np.uint8)
-        return Buffer(*where, kept_page=whole.ctypes.data)
+        ours = isinstance(owner, Pages)
+        return Buffer(*where, kept_page=whole.ctypes.data, never_drops=ours)
     if isinstance(owner, np.ndarray) and owner.flags.owndata:
-        return Buffer(*where, owner=owner)
+        return Buffer(*where, owner=owner, never_drops=True)
     return Buffer(*where, risk=_unwatched(owner))
 
 

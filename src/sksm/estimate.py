@@ -7,7 +7,6 @@ much again while it compares them.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -63,8 +62,8 @@ class Estimate:
 
     Args:
         seed: of the fingerprints; random unless they must be those of a store.
-        known: finds the fingerprints that a store has, under that seed.
-        pool: `fstat` of that store's pool. Without, pages of any pool count as
+        known: tells which fingerprints a store has, under that seed.
+        pool: the name of that store's pool. Without, pages of any pool count as
             merged; with it those of others are read.
     """
 
@@ -73,7 +72,7 @@ class Estimate:
         *,
         seed: int | None = None,
         known: Lookup | None = None,
-        pool: os.stat_result | None = None,
+        pool: str | None = None,
     ) -> None:
         self.seed = new_seed() if seed is None else seed
         self.holdings: dict[int, Holding] = {}

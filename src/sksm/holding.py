@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -23,12 +22,11 @@ from sksm.process import AddressSpace, pages_of
 from sksm.process.other import EVERYTHING
 from sksm.report import MergeReport
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span, groups
-from sksm.store import UNSEEN
 from sksm.twins import Flags, stretches
 
 Prints = npt.NDArray[np.uint64]
-# Finds the slot of each fingerprint, `UNSEEN` where a pool has none.
-Lookup = Callable[[Prints], npt.NDArray[np.int64]]
+# Says which fingerprints a pool has.
+Lookup = Callable[[Prints], npt.NDArray[np.bool_]]
 _T = TypeVar("_T", np.int64, np.uint64)
 
 VANISHED = "gone while it was read"
@@ -63,7 +61,7 @@ def read(
     seed: int,
     *,
     known: Lookup | None = None,
-    pool: os.stat_result | None = None,
+    pool: str | None = None,
     tell: Callable[[float], None] | None = None,
 ) -> Holding:
     """Read all pages of a process that may be merged.
@@ -72,7 +70,7 @@ def read(
         space: whose memory.
         seed: of the fingerprints.
         known: finds the fingerprints that a store has, under that seed.
-        pool: `fstat` of that store's pool. Without, pages of any pool count as
+        pool: the name of that store's pool. Without, pages of any pool count as
             merged; with it those of others are read.
         tell: hears of every group of pages read, and how many they were.
 
@@ -90,7 +88,7 @@ class _Reading:
         self,
         space: AddressSpace,
         seed: int,
-        pool: os.stat_result | None,
+        pool: str | None,
         tell: Callable[[float], None] | None,
     ) -> None:
         self._space, self._seed, self._pool = space, seed, pool
@@ -115,7 +113,7 @@ class _Reading:
         if known is not None:
             for first in range(0, len(prints), pages.BATCH_PAGES):
                 part = slice(first, first + pages.BATCH_PAGES)
-                in_pool[part] = known(prints[part]) != UNSEEN
+                in_pool[part] = known(prints[part])
         starts = np.array([m.span.start // PAGE_SIZE for m in mappings], np.int64)
         return Holding(
             self._space.pid,

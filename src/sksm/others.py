@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -32,6 +31,7 @@ from sksm.process import (
 )
 from sksm.process.domain import Domain
 from sksm.process.other import OtherProcess
+from sksm.regranting import regrant
 from sksm.report import Step
 from sksm.spans import PAGE_SIZE, Span
 from sksm.store import Store
@@ -97,8 +97,7 @@ class _Crew:
         self._hot: dict[int, npt.NDArray[np.int64]] = {}  # numbers of pages
 
     def merge(self) -> None:
-        lease = self._store.lease() if self._store else contextlib.nullcontext()
-        with self._scope, lease:
+        with self._scope:
             for pid, outcome in self._outcomes.items():
                 with failures_of(outcome):
                     self._spaces[pid] = self._scope.enter_context(OtherProcess(pid))
@@ -206,13 +205,23 @@ class _Crew:
             tell = self._step(f"merging {pid}", pages)
             engine = in_place or self._pool_engine(estimate, pid)
             with failures_of(outcome):
-                outcome.report = merge_all(space, spans, engine=engine)
+                if self._store:
+                    regrant(space, self._store)
+                with self._granted():
+                    outcome.report = merge_all(space, spans, engine=engine)
             tell(pages)
             outcome.report.refuse(HOT, outcome.hot_bytes // PAGE_SIZE)
         if in_place:
             self._finish(in_place)
         for pid in self._spaces:
             self._outcomes[pid].pss_after = status.pss(pid)
+
+    def _granted(self) -> contextlib.AbstractContextManager[object]:
+        """Be able to map slots, under a grant that no other process has."""
+        if not self._store:
+            return contextlib.nullcontext()
+        self._store.let_go()
+        return self._store.granted()
 
     def _pool_engine(self, estimate: Estimate, pid: int) -> Engine:
         assert self._store is not None
@@ -248,5 +257,4 @@ class _Crew:
 def _estimate(store: Store | None) -> Estimate:
     if store is None:
         return Estimate()
-    pool = os.fstat(store.pool)
-    return Estimate(seed=store.seed, known=store.lookup, pool=pool)
+    return Estimate(seed=store.seed, known=store.knows, pool=store.name)

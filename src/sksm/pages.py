@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 
 from sksm.linux import libc, pagemap
@@ -87,7 +86,7 @@ def survey(
     space: AddressSpace,
     mapping: Mapping,
     parts: Sequence[Span],
-    pool: os.stat_result | None,
+    pool: str | None,
     *,
     followed: bool = False,
 ) -> tuple[MergeReport, list[Span]]:
@@ -97,8 +96,8 @@ def survey(
         space: whose memory.
         mapping: one that `why_not` has no objection to.
         parts: where to look: at least one, ascending, apart from each other.
-        pool: `fstat` of the pool's file: clean pages of it are merged. None: those
-            of any pool are.
+        pool: name of the pool whose clean pages are merged (`Store.name`). None:
+            those of any pool are.
         followed: the range goes on where `mapping` ends, which is then no end of
             something that could grow.
 
@@ -108,7 +107,7 @@ def survey(
     """
     report = MergeReport()
     in_some_pool = is_pool(mapping)
-    in_pool = in_some_pool if pool is None else mapping.shows(pool)
+    in_pool = in_some_pool and (pool is None or shows(mapping, pool))
     last = parts[-1]
     ends = last.stop == mapping.span.stop and not in_some_pool and not followed
     if ends and not space.tails:
@@ -226,6 +225,11 @@ def continues(mapping: Mapping, behind: Mapping) -> bool:
 def is_pool(mapping: Mapping) -> bool:
     """Say whether `mapping` shows a pool, the current one or one left behind."""
     return mapping.path.startswith(f"/memfd:{POOL_NAME}") and not mapping.shared
+
+
+def shows(mapping: Mapping, pool: str) -> bool:
+    """Say whether `mapping` shows the pool of that name (`Store.name`)."""
+    return mapping.path.removesuffix(" (deleted)") == f"/memfd:{pool}"
 
 
 def _extend(spans: list[Span], run: Span) -> None:

@@ -28,7 +28,7 @@ class Session:
     """Merges memory of this process, one call at a time.
 
     After a fork the child starts with a session of its own: a connection, like a
-    lease on slots, belongs to the process that opened it.
+    grant of slots, belongs to the process that opened it.
     """
 
     def __init__(self) -> None:
@@ -36,8 +36,15 @@ class Session:
         self._store: RemoteStore | None = None
         self._pid = os.getpid()
 
-    def merge(self, span: Span, *, pinned: bool) -> MergeReport:
+    def merge(
+        self, span: Span, *, pinned: bool, never_drops: bool = False
+    ) -> MergeReport:
         """Merge `span`; a daemon that died since the last time is replaced.
+
+        Args:
+            span: pages of this process.
+            pinned: see `ThisProcess`.
+            never_drops: see `AddressSpace`.
 
         Raises:
             OSError: ENOMEM for a hole in the range.
@@ -48,11 +55,11 @@ class Session:
             # before it lets go of its socket.
             for pause in _PAUSES:
                 try:
-                    return self._merge(span, pinned)
+                    return self._merge(span, pinned, never_drops)
                 except ConnectionError:
                     time.sleep(pause)
             try:
-                return self._merge(span, pinned)
+                return self._merge(span, pinned, never_drops)
             except ConnectionError as error:
                 raise DaemonUnreachable(f"sksmd keeps dying: {error}") from error
 
@@ -65,7 +72,10 @@ class Session:
         """
         try:
             with self._lock, ThisProcess(pinned=True) as space:
-                return self._unmerge(space, span)
+                freed = self._unmerge(space, span)
+                if self._store is not None:
+                    self._store.let_go()
+                return freed
         except OSError as error:
             raise (_explain(error, pinned=True) or error) from error
 
@@ -86,7 +96,7 @@ class Session:
                 space.privatise(piece, prot)
         return wanted
 
-    def _merge(self, span: Span, pinned: bool) -> MergeReport:
+    def _merge(self, span: Span, pinned: bool, never_drops: bool) -> MergeReport:
         try:
             if self._pid != os.getpid():  # forked behind the interpreter's back
                 self.close()
@@ -95,7 +105,8 @@ class Session:
                 self.close()  # what lies in the pool it left is shared with nobody new
             if self._store is None:
                 self._store = RemoteStore()
-            with ThisProcess(pinned=pinned) as space, self._store.lease():
+            whole = ThisProcess(pinned=pinned, never_drops=never_drops)
+            with whole as space, self._store.granted():
                 return merge(space, span, engine=PoolEngine(self._store))
         except BaseException as error:
             self.close()  # an answer may be under way: no place for questions

@@ -70,7 +70,7 @@ def test_64_threads_with_a_connection_each_share_every_page_once(daemon):
         everybody.wait(30)
 
         def merge_one(some):
-            with ThisProcess(pinned=True) as space, store.lease():
+            with ThisProcess(pinned=True) as space, store.granted():
                 return merge(space, some.span, engine=PoolEngine(store))
 
         stored = merge_common_and_own(number, merge_one)

@@ -34,7 +34,7 @@ class Impostor:
             for answer in answers:
                 if not line.recv(protocol.LARGEST):
                     break
-                if isinstance(answer, protocol.Welcome):
+                if isinstance(answer, protocol.Granted):
                     socket.send_fds(line, [protocol.encode(answer)], [self._pool])
                 elif answer is not None:
                     line.send(answer if isinstance(answer, bytes) else encode(answer))
@@ -50,11 +50,12 @@ class Impostor:
 
 
 encode = protocol.encode
-WELCOME = protocol.Welcome(protocol.VERSION, 1, 7, 0)
+WELCOME = protocol.Welcome(protocol.VERSION, 1, 7, "impostor")
+GRANTED = protocol.Granted()
 
 
 def slots(*numbers):
-    return protocol.Slots(np.array(numbers, np.int64).tobytes(), 64)
+    return protocol.Slots(np.array(numbers, np.int64).tobytes())
 
 
 @pytest.mark.check
@@ -66,12 +67,13 @@ def slots(*numbers):
         ([slots(1)], "out of turn"),
         ([WELCOME, WELCOME], "out of turn"),
         ([WELCOME, b"x" * (protocol.LARGEST + 9)], "not sksmd"),
-        ([WELCOME, slots(0, 1)], "miscounts"),
-        ([WELCOME, slots(0, 1, 2, 64)], "slots it has not"),
-        ([WELCOME, slots(0, 1, 2, 2**61)], "slots it has not"),
-        ([WELCOME, slots(0, 1, 2, 3), WELCOME], None),  # bytes differ: changed
+        ([WELCOME, GRANTED, slots(0, 1)], "miscounts"),
+        ([WELCOME, GRANTED, slots(0, 1, 2, 64)], "slots it has not"),
+        ([WELCOME, GRANTED, slots(0, 1, 2, 2**61)], "slots it has not"),
+        ([WELCOME, GRANTED, slots(0, 1, 2, 3)], None),  # bytes differ: changed
         ([None], "no answer in"),
         ([WELCOME, None], "no answer in"),
+        ([WELCOME, GRANTED, None], "no answer in"),
     ],
 )
 def test_whatever_the_daemon_answers_the_bytes_stay(

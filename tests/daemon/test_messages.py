@@ -21,6 +21,7 @@ from tests.rows import content
 from tests.support import Raw, anonymous_pages, start_child
 
 HELLO = protocol.Hello(protocol.VERSION)
+BEGIN = protocol.Begin()
 
 
 def runs(*pairs):
@@ -32,7 +33,7 @@ MALFORMED = {
     "half a message": protocol.encode(protocol.Lookup(b"x" * 800))[:99],
     "two messages in one": protocol.encode(HELLO) * 2,
     "no known tag": msgspec.msgpack.encode({"type": "Reboot"}),
-    "an answer": protocol.encode(protocol.Slots(b"", 0)),
+    "an answer": protocol.encode(protocol.Slots(b"")),
     "a number": msgspec.msgpack.encode(7),
     "a wrong type": msgspec.msgpack.encode({"type": "Lookup", "prints": 7}),
     "a missing field": msgspec.msgpack.encode({"type": "Offer"}),
@@ -52,6 +53,14 @@ MALFORMED = {
     ),
     "a page number out of this world": protocol.Offer(runs((2**62, 1))),
     "one page too many": protocol.Offer(runs((1000, protocol.MOST_PAGES), (9000, 1))),
+    "slots below the first": protocol.Claim(-1, 2),
+    "no slots": protocol.Claim(3, 0),
+    "more slots than there can be": protocol.Claim(3, 2**40),
+    "slots far out": protocol.Claim(2**62, 1),
+    "mapped runs of odd length": protocol.Settle(b"x" * 17),
+    "half a mapped run": protocol.Settle(b"\1" * 8),
+    "a mapped run without slots": protocol.Settle(runs((3, 0))),
+    "mapped runs that overflow": protocol.Settle(runs((2**62, 2**62))),
     "no listener": protocol.Supervise(),
     "another version": protocol.Hello(protocol.VERSION + 1),
     "no version": msgspec.msgpack.encode({"type": "Hello", "version": "one"}),
@@ -61,8 +70,8 @@ MALFORMED = {
 def serves(runtime):
     """Another client is served, and its bytes come back right."""
     with Raw(runtime) as other:
-        welcome = other.greet()
-        assert welcome.version == protocol.VERSION
+        assert other.greet().version == protocol.VERSION
+        other.ask(protocol.Begin())
         memory = Memory(4)
         memory.rows[:] = content(5, 4)
         first = memory.span.start // PAGE_SIZE
@@ -80,7 +89,7 @@ def test_a_malformed_message_ends_that_connection_and_nothing_else(
     serves(runtime)
     open_before = daemon.quiet_fds()
     with Raw(runtime) as bad:
-        bad.greet()
+        bad.begin()
         reply = bad.ask(message)
         assert isinstance(reply, protocol.Failure)
         assert bad.hear() is None
@@ -154,10 +163,26 @@ def test_what_is_no_listener_is_not_listened_to(runtime, daemon):
     assert psutil.Process(daemon.pid).children() == []
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        protocol.Lookup(b"12345678"),
+        protocol.Offer(runs((1, 1))),
+        protocol.Settle(b""),
+    ],
+)
+def test_slots_are_told_to_nobody_who_has_no_grant(runtime, daemon, request_):
+    """They could be freed and used again before they are mapped."""
+    with Raw(runtime) as one:
+        one.greet()
+        assert "without a grant" in one.ask(request_).message
+    assert serves(runtime)
+
+
 def test_a_client_that_never_reads_its_answers_is_dropped(runtime, daemon):
     """Waiting for it would be waiting for ever."""
     with Raw(runtime) as deaf:
-        deaf.greet()
+        deaf.begin()
         ask = itertools.repeat(protocol.Lookup(b"\1" * 8 * 4000))
         with pytest.raises(ConnectionError):
             list(map(deaf.say, ask))
@@ -174,8 +199,9 @@ def test_clients_that_leave_at_any_moment_leave_nothing_behind(runtime, daemon):
         [],
         [HELLO],
         [HELLO, HELLO],
-        [HELLO, protocol.Offer(runs((first, 64)))],
-        [HELLO, protocol.Lookup(b"\1" * 8), protocol.Lookup(b"\2" * 8)],
+        [HELLO, BEGIN],
+        [HELLO, BEGIN, protocol.Offer(runs((first, 64)))],
+        [HELLO, BEGIN, protocol.Lookup(b"\1" * 8), protocol.Lookup(b"\2" * 8)],
         [b""],
     ):
         with Raw(runtime) as brief:
@@ -194,7 +220,7 @@ def test_a_client_killed_in_the_middle_of_a_request_is_forgotten(runtime, daemon
         rows = np.frombuffer(anonymous_pages(4096), np.uint8).reshape(-1, PAGE_SIZE)
         rows[:, 0] = 1
         one = Raw(runtime)
-        one.greet()
+        one.begin()
         one.say(protocol.Offer(runs((rows.ctypes.data // PAGE_SIZE, 4096))))
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -212,7 +238,7 @@ def test_a_dead_client_whose_child_holds_the_line_is_forgotten(runtime, daemon):
 
     def leave_a_child():
         one = Raw(runtime)
-        one.greet()
+        one.begin()
         one.ask(protocol.Lookup(b"\0" * 8))
         if os.fork() == 0:
             os.close(far)
@@ -220,7 +246,6 @@ def test_a_dead_client_whose_child_holds_the_line_is_forgotten(runtime, daemon):
 
     assert os.waitpid(start_child(leave_a_child), 0)[1] == 0
     assert daemon.quiet_fds() == open_before
-    assert daemon.status(reclaim=True).held_back == ""
     os.close(near)
     os.close(far)
 
@@ -228,7 +253,7 @@ def test_a_dead_client_whose_child_holds_the_line_is_forgotten(runtime, daemon):
 def test_pages_that_are_not_there_are_refused_with_the_reason(runtime, daemon):
     """A hole in a run: none of the request is taken, and why is said."""
     with Raw(runtime) as one:
-        one.greet()
+        one.begin()
         reply = one.ask(protocol.Offer(runs((1, 3))))
         assert reply.refusal.startswith("unmapped meanwhile")
         assert np.frombuffer(reply.slots, np.int64).tolist() == [-1, -1, -1]
@@ -237,8 +262,12 @@ def test_pages_that_are_not_there_are_refused_with_the_reason(runtime, daemon):
 fields = st.one_of(
     st.none(), st.integers(-(2**63), 2**63), st.binary(max_size=64), st.text(max_size=9)
 )
-tags = st.sampled_from(["Hello", "Lookup", "Offer", "Ask", "Supervise", "Status", "x"])
-names = st.sampled_from(["version", "prints", "runs", "reclaim", "type"])
+tags = st.sampled_from(
+    [*(kind.__name__ for kind in protocol.Request.__args__), "Status", "x"]
+)
+names = st.sampled_from(
+    ["version", "prints", "runs", "reclaim", "slot", "pages", "only_asked", "type"]
+)
 
 
 @given(
@@ -261,6 +290,6 @@ def test_no_message_whatever_ends_the_daemon(runtime, daemon, message, polite):
     """Any bytes, and any fields in the place of others."""
     with Raw(runtime) as one:
         if polite:
-            one.greet()
+            one.begin()
         one.say(message)
     assert daemon.status().pid == daemon.pid

@@ -12,7 +12,7 @@ from sksm.spans import PAGE_SIZE, Span, groups
 
 @pytest.fixture
 def store(runtime):
-    with contextlib.closing(RemoteStore()) as one:
+    with contextlib.closing(RemoteStore()) as one, one.granted():
         yield one
 
 

@@ -35,7 +35,7 @@ def test_yamas_refusal_is_counted_and_named(monkeypatch):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(local, "read_pages", forbidden)
-    with ThisProcess(pinned=True) as space, store.lease():
+    with ThisProcess(pinned=True) as space, store.granted():
         report = merge(space, some.span, engine=PoolEngine(store))
 
     assert report.refused == 4
@@ -89,7 +89,7 @@ def test_what_only_we_may_read_the_daemon_gets_from_us(daemon, puppets, monkeypa
     at = puppet.address("data")
     spans = [Span(at, at + 4 * PAGE_SIZE), Span(at + 8 * PAGE_SIZE, at + 9 * PAGE_SIZE)]
 
-    with contextlib.closing(RemoteStore(start=False)) as store:
+    with contextlib.closing(RemoteStore(start=False)) as store, store.granted():
         answers = list(store.offers(puppet.pid, [spans, spans[:1]]))
         slots = answers[0][0].tolist()
         found = b"".join(os.pread(store.pool, PAGE_SIZE, n * PAGE_SIZE) for n in slots)
@@ -100,39 +100,21 @@ def test_what_only_we_may_read_the_daemon_gets_from_us(daemon, puppets, monkeypa
     assert [fresh.all() for _, fresh, _ in answers] == [True, False]
 
 
-@ordinary
-def test_a_process_that_may_not_be_looked_at_keeps_every_slot(daemon, puppets):
-    """It may map any of them: nothing is given back, and the reason is told."""
-    keeps, hides = puppets(), puppets()
-    for puppet in (keeps, hides):
-        puppet.fill("data", 1, 16)
-        puppet.merge("data")
-    keeps.end()
-    hides.hide()
-
-    status = daemon.status(reclaim=True)
-
-    assert (status.slots, status.reclaimed) == (16, 0)
-    assert str(hides.pid) in status.held_back
-    assert hides.intact("data")
-    hides.end()
-    assert daemon.status(reclaim=True).slots == 0
-
-
-@ordinary
-def test_a_child_of_a_client_that_may_not_be_looked_at_keeps_every_slot(
+def test_a_process_that_may_not_be_looked_at_keeps_its_slots_and_no_other(
     daemon, puppets
 ):
-    """It was never a client itself, and is younger than the daemon."""
-    parent = puppets()
-    parent.fill("data", 1, 16)
-    parent.merge("data")
+    """Also a child that was never a client."""
+    others, parent = puppets(), puppets()
+    for seed, puppet in ((1, others), (2, parent)):
+        puppet.fill("data", seed, 16)
+        puppet.merge("data")
     child = parent.fork_hidden()
-    parent.write("data", 0, 16)
+    others.end()
+    parent.hide()
+    parent.unmerge("data")
 
     status = daemon.status(reclaim=True)
-    assert (status.slots, status.reclaimed) == (16, 0)
-    assert str(child) in status.held_back
+    assert (status.slots, status.reclaimed) == (16, 16)
 
     parent.end_child(child)
     assert daemon.status(reclaim=True).slots == 0
@@ -156,13 +138,11 @@ def test_a_program_that_hides_from_itself_gets_a_clear_error(runtime):
 
 
 @pytest.mark.check
-def test_a_lease_ends_with_every_merge(daemon):
-    """Also with one that failed: nothing keeps the daemon from reclaiming."""
+def test_a_merge_that_failed_keeps_no_slot(daemon):
+    """Nor does one that had nothing to do."""
     some = Memory(4)
     sksm.merge(some.rows)
     with pytest.raises(OSError, match="not mapped"):
         sksm.merge_range(1 << 46, 4096)
-    assert daemon.status(reclaim=True).held_back == ""
-    if session.current._store is not None:
-        reply = session.current._store._ask(protocol.Ask(True), protocol.Status)
-        assert reply[0].held_back == ""
+    session.current.close()
+    assert (daemon.status(reclaim=True).slots, daemon.status().grants) == (0, 0)

@@ -13,16 +13,21 @@ pytestmark = [pytest.mark.check, pytest.mark.pure]
 
 REQUESTS = [
     protocol.Hello(3),
-    protocol.Lookup(b"12345678"),
+    protocol.Begin(),
+    protocol.Settle(b"12345678"),
+    protocol.Lookup(b"12345678", only_asked=True),
+    protocol.Claim(3, 4),
     protocol.Offer(b"\0" * 16),
     protocol.Ask(reclaim=True),
     protocol.Supervise(),
 ]
 REPLIES = [
-    protocol.Welcome(1, 42, 2**64 - 1, 7),
-    protocol.Slots(b"12345678", 9),
-    protocol.Offered(b"12345678", b"\1", "why", 9),
-    protocol.Status(1, 2, 3, 4, 5, 6, 7, "why", 8.5),
+    protocol.Welcome(1, 42, 2**64 - 1, "name"),
+    protocol.Granted(),
+    protocol.Slots(b"12345678"),
+    protocol.Claimed(True),
+    protocol.Offered(b"12345678", b"\1", "why"),
+    protocol.Status(1, 2, 3, 4, 5, 6, 7, 8, 8.5),
     protocol.Supervised(42),
     protocol.Failure("why"),
 ]
@@ -115,7 +120,7 @@ def test_the_largest_question_and_its_answer_fit_a_message():
     """Limits agree with each other: no legal request is too long to send."""
     most = protocol.MOST_PAGES
     lookup = protocol.encode(protocol.Lookup(bytes(8 * most)))
-    offered = protocol.encode(protocol.Offered(bytes(8 * most), bytes(most), "w", 1))
+    offered = protocol.encode(protocol.Offered(bytes(8 * most), bytes(most), "w"))
     assert max(len(lookup), len(offered)) <= protocol.LARGEST
 
 

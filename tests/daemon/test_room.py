@@ -100,6 +100,9 @@ def here(runtime):
         client.say(protocol.Hello(protocol.VERSION))
         server._answer(next(iter(server._clients)))
         client.hear()
+        client.say(protocol.Begin())
+        server._answer(next(iter(server._clients)))
+        client.hear()
         yield server, client
     server._close()
 
@@ -122,23 +125,3 @@ def test_a_daemon_without_memory_for_a_request_refuses_it(here, monkeypatch, err
     assert np.frombuffer(reply.slots, np.int64).tolist() == [-1, -1, -1]
     assert reply.refusal.startswith("the daemon could not take it")
     assert len(server._clients) == 1
-
-
-@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many")])
-def test_a_census_that_fails_frees_nothing_and_says_why(here, monkeypatch, error):
-    """No descriptor left to look at the processes with: every slot may be live."""
-    server, client = here
-    some = Memory(4)
-    some.rows[:] = content(1, 4)
-    server._store.offer(os.getpid(), [some.span])
-
-    def failing(*_, **__):
-        raise error
-
-    monkeypatch.setattr("sksm.daemon.reclaimer.take_census", failing)
-    client.say(protocol.Ask(reclaim=True))
-    server._answer(next(iter(server._clients)))
-
-    status = client.hear()
-    assert (status.slots, status.reclaimed) == (4, 0)
-    assert status.held_back.startswith("cannot look at every process")

@@ -196,19 +196,15 @@ def test_a_daemon_that_does_not_start_is_an_error_and_no_obstacle(
 
 def test_the_pool_is_not_left_to_programs_that_are_executed(runtime):
     """Its descriptor, and the connection's, are close-on-exec."""
-    store = RemoteStore()
-
-    assert not os.get_inheritable(store.pool)
-    assert not store._connection.get_inheritable()
-    store.close()
+    with contextlib.closing(RemoteStore()) as store, store.granted():
+        assert not os.get_inheritable(store.pool)
+        assert not store._connection.get_inheritable()
 
 
 @pytest.mark.check
 def test_the_pool_cannot_be_written_by_a_client(runtime):
     """It comes read-only; a shared mapping of it cannot be made writable."""
-    store = RemoteStore()
-
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.pwrite(store.pool, b"x", 0)
-    assert os.fstat(store.pool).st_mode & 0o777 == 0o444
-    store.close()
+    with contextlib.closing(RemoteStore()) as store, store.granted():
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.pwrite(store.pool, b"x", 0)
+        assert os.fstat(store.pool).st_mode & 0o777 == 0o444

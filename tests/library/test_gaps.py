@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 import sksm
+from sksm import session
 from sksm.engines.plan import SHORT_GAP
 from sksm.engines.pool import TOO_MANY_MAPPINGS
+from sksm.linux import libc
 from sksm.process import EXCHANGE_PAGES
 from sksm.spans import PAGE_SIZE
 
@@ -25,8 +27,9 @@ def twins(area, different):
     return make
 
 
-def merged(one):
-    return sksm.merge_range(one.address, one.size - PAGE_SIZE)
+def merged(one, *, never_drops=True):
+    span = one.part(0, len(one.rows) - 1)
+    return session.current.merge(span, pinned=False, never_drops=never_drops)
 
 
 def test_every_tenth_page_different_takes_one_mapping(twins, different):
@@ -66,6 +69,31 @@ def test_a_gap_keeps_read_only_memory_read_only(twins, different):
     report = merged(two)
     assert (report.merged, report.unique) == (18, 2)
     assert {m.prot for m in two.mappings()} == {1}
+    assert (two.rows == content).all()
+
+
+def test_no_gap_is_covered_where_its_pages_may_be_dropped(twins, different):
+    """What lies in the pool behind such a page would show: another program's bytes."""
+    _one, two = twins(40)
+    two.rows[7:9] = different(2)
+    two.rows[20] = different(1)
+    content = two.rows.copy()
+    assert merged(two, never_drops=False).merged == 37
+    for page in range(len(two.rows)):
+        two.advise(libc.MADV_DONTNEED, page, page + 1)
+        dropped = two.rows[page]
+        assert not dropped.any() or (dropped == content[page]).all(), page
+
+
+def test_a_gap_is_covered_by_slots_that_stay_only(twins, different, here, monkeypatch):
+    """If one of them could be used for other pages, the run is cut there."""
+    _one, two = twins(40)
+    two.rows[7:9] = different(2)
+    content = two.rows.copy()
+    monkeypatch.setattr(here, "claim", lambda slot, pages: pages < 9)
+    report = merged(two)
+    assert (report.merged, report.unique) == (38, 2)
+    assert report.mappings_added >= 3
     assert (two.rows == content).all()
 
 

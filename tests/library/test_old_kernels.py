@@ -2,14 +2,11 @@
 
 import errno
 import os
-import signal
-import time
 
 import pytest
 
 import sksm
 from sksm.linux import maps, pagemap, userfaultfd
-from sksm.store.reclaim import take_census
 from tests.memory import another_thread
 
 
@@ -70,24 +67,3 @@ def test_refusals_are_the_same(area, different):
     assert report.reasons["left out of core dumps (MADV_DONTDUMP)"] == 2
     assert report.scanned == 12
     assert report.stored == 3  # 0, 4 and 5; page 1 is the last of its mapping
-
-
-def test_live_slots_are_found_without_the_scan(area, different, here, monkeypatch):
-    """The daemon of such a kernel goes on, and never takes a live slot for dead."""
-    one = area(9)
-    one.rows[:] = different(9)
-    sksm.merge_range(*one.where)
-    one.rows[2] = 1
-    pid = os.fork()  # a census is of other processes
-    if pid == 0:
-        signal.pause()
-    try:
-        monkeypatch.setattr(pagemap, "scan", lacking(errno.ENOTTY))
-        assert here.used().tolist() == list(range(8))
-        status = os.fstat(here.pool)
-        now = time.time()
-        census = take_census(status, 8, since=now, clients={pid})
-        assert [slot for slot in range(8) if not census.live[slot]] in ([], [2])
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)

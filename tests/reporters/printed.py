@@ -3,8 +3,6 @@
 import dataclasses
 
 import msgspec
-from bench import report as bench_report
-from bench import results
 from bench.experiment import __main__ as experiment
 from bench.experiment import cases
 from bench.programs import measure
@@ -12,6 +10,8 @@ from bench.programs import report as programs_report
 from bench.scanner import guests, outcome, pair_report, recording, scanners, work
 from bench.scanner import report as scanner_report
 
+from bench import report as bench_report
+from bench import results
 from kernel import __main__ as kernel
 from kernel.checks import Verdict
 from sksm import estimate, gain, others, outcomes, report
@@ -86,7 +86,7 @@ def _stat():
     pool = full(sharing.PoolUse, sharers=[sharer, sharer])
     ksm = [full(sharing.KsmSharer)]
     found = full(sharing.Survey, pools=[pool], ksm_sharers=ksm, vma_bytes=256)
-    stat.show(found, full(protocol.Status, held_back=""), {"run": 1})
+    stat.show(found, full(protocol.Status), {"run": 1})
 
 
 def _watch():

@@ -296,7 +296,7 @@ def test_many_starts_leave_nothing_behind(run, program, runtime, starts):
     assert [one.cmdline() for one in ours(runtime) if one.pid != pid] == []
     with contextlib.closing(RemoteStore(start=False)) as store:
         left = store.status(reclaim=True)
-        assert (left.pid, left.slots, left.held_back) == (pid, 0, "")
+        assert (left.pid, left.slots, left.grants) == (pid, 0, 0)
     poll(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before[0])
     # Python's table of interned strings grows by half a MiB, once.
     assert status.own_bytes(pid) < before[1] + (1 << 20) + starts * 1024

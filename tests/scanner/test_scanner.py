@@ -11,6 +11,7 @@ import pytest
 from sksm.daemon.client import RemoteStore
 from sksm.errors import DaemonUnreachable
 from sksm.linux import maps
+from sksm.linux.pagemap import copied
 from sksm.pages import is_pool
 from sksm.process.domain import Domain
 from sksm.process.other import OtherProcess
@@ -19,7 +20,6 @@ from sksm.scanner.group import Group
 from sksm.scanner.scanner import Target
 from sksm.scanner.watched import FEW_PAGES, Watched
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
-from sksm.store.reclaim import copied
 from tests.conftest import end_daemon
 from tests.process.freezer import Freezer
 from tests.process.holder import Holder

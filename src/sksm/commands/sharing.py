@@ -12,11 +12,10 @@ from pathlib import Path
 import psutil
 
 from sksm import pages
-from sksm.linux import ksm, maps
+from sksm.linux import ksm, maps, pagemap
 from sksm.linux.maps import Mapping
 from sksm.process import status
 from sksm.spans import PAGE_SIZE, Span
-from sksm.store import reclaim
 from sksm.store.pool import POOL_NAME
 
 PoolKey = tuple[str, int]  # device and inode, as maps shows them
@@ -98,16 +97,17 @@ class Survey:
         return by_pools + self.ksm_saved_bytes
 
 
-def survey(daemon: int | None, pool: os.stat_result | None) -> Survey:
+def survey(daemon: int | None) -> Survey:
     """Look at every process that may be looked at.
 
     Args:
         daemon: this user's daemon, if one runs.
-        pool: `fstat` of its pool.
     """
     found: dict[PoolKey, dict[int, list[Mapping]]] = defaultdict(dict)
-    if pool is not None:
-        found[maps.file_key(pool)] = {}
+    owners = _owners(daemon)
+    for key, owner in owners.items():
+        if owner == daemon:
+            found[key] = {}  # also where nobody maps it
     unreadable = 0
     by_ksm: list[KsmSharer] = []
     for pid in psutil.pids():
@@ -118,7 +118,6 @@ def survey(daemon: int | None, pool: os.stat_result | None) -> Survey:
             unreadable += 1
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended meanwhile, and shares nothing any more
-    owners = _owners(daemon)
     pools = [_pool_use(key, mappers, owners) for key, mappers in found.items()]
     cost, measured = vma_cost()
     return Survey(pools, by_ksm, _ksm_saved(by_ksm), unreadable, cost, measured)
@@ -202,7 +201,7 @@ def copied_bytes(table: int, span: Span) -> int:
         table: an open /proc/PID/pagemap.
         span: the mapping, in that process.
     """
-    return len(reclaim.copied(table, [span])) * PAGE_SIZE
+    return len(pagemap.copied(table, [span])) * PAGE_SIZE
 
 
 def _owners(daemon: int | None) -> dict[PoolKey, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import click
@@ -24,8 +23,8 @@ def command(as_json: bool) -> None:
     from sksm.commands import sharing  # noqa: PLC0415
     from sksm.linux import ksm  # noqa: PLC0415
 
-    status, pool = _ask_daemon()
-    found = sharing.survey(status.pid if status else None, pool)
+    status = _ask_daemon()
+    found = sharing.survey(status.pid if status else None)
     if as_json:
         from sksm.reporters import json  # noqa: PLC0415
 
@@ -51,7 +50,7 @@ def command(as_json: bool) -> None:
         stat.show(found, status, ksm.figures())
 
 
-def _ask_daemon() -> tuple[Status | None, os.stat_result | None]:
+def _ask_daemon() -> Status | None:
     from sksm.daemon import launch  # noqa: PLC0415
     from sksm.daemon.client import RemoteStore  # noqa: PLC0415
     from sksm.errors import DaemonUnreachable  # noqa: PLC0415
@@ -59,10 +58,10 @@ def _ask_daemon() -> tuple[Status | None, os.stat_result | None]:
     try:
         launch.connect(start=False).close()
     except DaemonUnreachable:
-        return None, None
+        return None
     store = RemoteStore(start=False)  # one that is there must answer
     try:
-        return store.status(), os.fstat(store.pool)
+        return store.status()
     finally:
         store.close()
 
@@ -76,6 +75,6 @@ def _described(status: Status) -> dict[str, object]:
         "pool_bytes": status.pool_bytes,
         "index_bytes": status.index_bytes,
         "own_bytes": status.own_bytes,
-        "held_back": status.held_back,
+        "grants": status.grants,
         "age_seconds": status.seconds,
     }

@@ -10,11 +10,13 @@ import numpy as np
 
 from sksm.daemon import protocol
 from sksm.daemon.protocol import Malformed
-from sksm.daemon.reclaimer import Reclaimer
+from sksm.daemon.sweeper import Sweeper
 from sksm.process import status
 from sksm.process.domain import Domain
 from sksm.spans import PAGE_SIZE, Span
 from sksm.store import UNSEEN, Offered
+from sksm.store.alone import APART
+from sksm.store.grants import Grant, Grants
 from sksm.store.local import LocalStore
 
 _log = logging.getLogger("sksmd")
@@ -25,24 +27,48 @@ class Answers:
 
     Args:
         store: whose only writer this process is.
-        reclaimer: told of what comes in.
+        grants: of that store.
+        sweeper: told of what comes in.
         domain: whose memory it holds.
-        born: when this process began, seconds since the epoch.
     """
 
     def __init__(
-        self, store: LocalStore, reclaimer: Reclaimer, domain: Domain, born: float
+        self, store: LocalStore, grants: Grants, sweeper: Sweeper, domain: Domain
     ) -> None:
-        self._store, self._reclaimer = store, reclaimer
-        self._domain, self._born = domain, born
+        self._store, self._grants = store, grants
+        self._sweeper, self._domain = sweeper, domain
+        self._began = time.monotonic()
 
-    def look_up(self, request: protocol.Lookup) -> protocol.Slots:
-        """Say which slots have some fingerprints."""
+    def look_up(self, grant: Grant | None, request: protocol.Lookup) -> protocol.Slots:
+        """Say which slots have some fingerprints, and give them to a grant."""
         prints = protocol.integers(request.prints).view(np.uint64)
         slots = self._store.lookup(prints)
-        return protocol.Slots(slots.tobytes(), self._store.written)
+        if not request.only_asked:
+            self._grants.add(_required(grant), slots)
+        return protocol.Slots(slots.tobytes())
 
-    def take(self, client: int, request: protocol.Offer) -> protocol.Offered:
+    def claim(self, grant: Grant | None, request: protocol.Claim) -> protocol.Claimed:
+        """Give slots in a row to a grant, if all of them are in use."""
+        first, pages = request.slot, request.pages
+        if not 0 <= first < APART or not 0 < pages <= protocol.MOST_PAGES:
+            raise Malformed("slots out of bounds")
+        given = self._store.claim(first, pages)
+        if given:
+            runs = np.array([[first, first + pages]], np.int64)
+            self._grants.add_runs(_required(grant), runs)
+        return protocol.Claimed(given)
+
+    def settle(self, grant: Grant | None, request: protocol.Settle) -> None:
+        """Take back from a grant what its holder has not mapped."""
+        pairs = protocol.integers(request.runs).reshape(-1, 2)
+        if (pairs[:, 1] <= 0).any() or (pairs.size and int(pairs.max()) > 2**61):
+            raise Malformed("runs of slots out of bounds")
+        mapped = np.stack([pairs[:, 0], pairs.sum(axis=1)], axis=1)
+        self._grants.settle(_required(grant), mapped)
+
+    def take(
+        self, grant: Grant | None, client: int, request: protocol.Offer
+    ) -> protocol.Offered:
         """Take pages of a client, or of somebody else for whom it asks.
 
         Raises:
@@ -56,6 +82,7 @@ class Answers:
             Span(first * PAGE_SIZE, (first + count) * PAGE_SIZE)
             for first, count in pairs.tolist()
         ]
+        holder = _required(grant)
         try:
             if request.pid:
                 found = self._take_of_other(request.pid, spans, request.alone)
@@ -67,11 +94,9 @@ class Answers:
             _log.exception("cannot take %d pages of process %d", pages, who)
             slots, fresh = np.full(pages, UNSEEN, np.int64), np.zeros(pages, bool)
             refusal = f"the daemon could not take it: {error or 'no memory'}"
-        if fresh.any():
-            self._reclaimer.pages_came()
-        return protocol.Offered(
-            slots.tobytes(), fresh.tobytes(), refusal, self._store.written
-        )
+        self._grants.add(holder, slots)
+        self._sweeper.pages_came(int(fresh.sum()))
+        return protocol.Offered(slots.tobytes(), fresh.tobytes(), refusal)
 
     def _take_of_other(self, pid: int, spans: list[Span], alone: bool) -> Offered:
         """Take pages of a process that is no client, if it belongs to the domain.
@@ -90,15 +115,21 @@ class Answers:
         return slots, fresh, refusal
 
     def status(self, reclaim: bool, clients: int) -> protocol.Status:
-        """Say how things stand; with `reclaim`, after giving back what is dead."""
+        """Say how things stand; with `reclaim`, after freeing what nobody maps."""
         if reclaim:
-            self._reclaimer.run(again=bool(clients))
+            self._sweeper.run(again=bool(clients))
         return protocol.Status(
             pid=os.getpid(),
             clients=clients,
             **self._store.usage(),
             own_bytes=status.own_bytes(os.getpid()),
-            reclaimed=self._reclaimer.reclaimed,
-            held_back=self._reclaimer.held_back,
-            seconds=time.time() - self._born,
+            grants=len(self._grants),
+            reclaimed=self._sweeper.reclaimed,
+            seconds=time.monotonic() - self._began,
         )
+
+
+def _required(grant: Grant | None) -> Grant:
+    if grant is None:
+        raise Malformed("slots without a grant")
+    return grant

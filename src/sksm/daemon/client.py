@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
-import fcntl
 import os
 import select
-import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -22,12 +21,26 @@ from sksm.process import permission
 from sksm.process.domain import Domain
 from sksm.process.reading import read_pages
 from sksm.spans import PAGE_SIZE, Span
-from sksm.store import Offered, Store
+from sksm.store import UNSEEN, Offered, Store
 from sksm.store.local import LocalStore
 
 _R = TypeVar("_R", bound=protocol.Reply)
 PATIENCE_SECONDS = 60.0  # for one answer; the daemon serves one client at a time
+# As many slots as a grant may keep before the next call gets one of its own: it keeps
+# all of them while one is mapped.
+_SHARED_SLOTS = 1024
 _SILENT = f"sksmd gave no answer in {PATIENCE_SECONDS:.0f} seconds"
+
+
+@dataclasses.dataclass(slots=True)
+class _Grant:
+    """What this client was granted: a descriptor, and slots that it may map by it."""
+
+    fd: int
+    slots: int = 0  # of those that are settled
+    answered: int = 0  # since then
+    mapped: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    doubtful: bool = False
 
 
 class RemoteStore:
@@ -44,19 +57,15 @@ class RemoteStore:
     def __init__(self, domain: Domain | None = None, *, start: bool = True) -> None:
         self._connection = launch.connect(domain, start=start)
         self._connection.settimeout(PATIENCE_SECONDS)
-        self._pool = -1
+        self._grant: _Grant | None = None
         try:
             hello = protocol.Hello(protocol.VERSION)
-            welcome, fds = self._ask(hello, protocol.Welcome, fds=1)
-            if not fds:
-                message = "no room for the pool's descriptor: raise ulimit -n"
-                raise OSError(errno.EMFILE, message)
+            welcome, _ = self._ask(hello, protocol.Welcome)
         except BaseException:
             self._connection.close()
             raise
-        self._pool = fds[0]
-        self.seed = welcome.seed
-        self.written, self.keeper = welcome.written, welcome.pid
+        self.seed, self.keeper = welcome.seed, welcome.pid
+        self.name = welcome.pool
         # What only we may read of other processes, the daemon reads of us.
         self._reads_itself = permission.only_descendants()
         _let_read(welcome.pid)
@@ -64,9 +73,13 @@ class RemoteStore:
     def close(self) -> None:
         """Hang up. What was merged stays merged."""
         self._connection.close()
-        if self._pool >= 0:
-            os.close(self._pool)
-            self._pool = -1
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Keep no slot that is not mapped."""
+        if self._grant is not None:
+            os.close(self._grant.fd)
+            self._grant = None
 
     def alive(self) -> bool:
         """Say whether the daemon holds its end of the line, asking it nothing."""
@@ -76,8 +89,13 @@ class RemoteStore:
 
     @property
     def pool(self) -> int:
-        """The pool's file, read-only."""
-        return self._pool
+        """The pool's file, read-only, by the open file description of the grant."""
+        assert self._grant is not None, "outside of `granted`"
+        return self._grant.fd
+
+    def pool_bytes(self) -> int:
+        """Return how much memory the pool occupies."""
+        return self.status().pool_bytes
 
     def upkeep_bytes(self) -> int:
         """Say what the daemon takes, if it would leave without us."""
@@ -85,21 +103,68 @@ class RemoteStore:
         return 0 if status.slots else status.own_bytes
 
     @contextlib.contextmanager
-    def lease(self) -> Iterator[None]:
-        """Keep every slot as it is until the block ends."""
-        pool = self._pool
-        _share_lock(pool)
+    def granted(self) -> Iterator[None]:
+        """Be able to map slots in the block.
+
+        Small blocks in a row share a grant, so that the kernel joins the mappings made
+        in them; and so does the memory that it keeps go when the last of them is gone.
+        """
+        if self._grant is None:
+            _, fds = self._ask(protocol.Begin(), protocol.Granted, fds=1)
+            if not fds:
+                message = "no room for the pool's descriptor: raise ulimit -n"
+                raise OSError(errno.EMFILE, message)
+            self._grant = _Grant(fds[0])
+        grant = self._grant
         try:
             yield
+            self._settle(grant)
+        except BaseException:
+            grant.doubtful = True
+            raise
         finally:
-            with contextlib.suppress(OSError):  # closed with the connection
-                fcntl.flock(pool, fcntl.LOCK_UN)
+            if self._grant is grant and grant.slots > _SHARED_SLOTS:
+                self.let_go()
+
+    def _settle(self, grant: _Grant) -> None:
+        """Tell which slots are mapped, unless that is all, or nobody knows."""
+        mapped, grant.mapped = grant.mapped, []
+        told = sum(pages for _, pages in mapped)
+        if grant.doubtful or told >= grant.answered:
+            grant.slots += grant.answered
+        elif len(mapped) <= protocol.MOST_PAGES // 2:
+            grant.slots += told
+            self._say(protocol.Settle(np.array(mapped, np.int64).tobytes()))
+        grant.answered = 0
+
+    def mapped(self, slot: int, pages: int) -> None:
+        """Note that slots in a row have been mapped."""
+        assert self._grant is not None
+        self._grant.mapped.append((slot, pages))
+
+    def in_doubt(self) -> None:
+        """Keep all slots that were answered."""
+        if self._grant is not None:
+            self._grant.doubtful = True
 
     def lookup(self, prints: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Find each fingerprint's slot; `UNSEEN` where there is none."""
         reply, _ = self._ask(protocol.Lookup(prints.tobytes()), protocol.Slots)
-        self.written = reply.written
         return self._slots(reply.slots, len(prints))
+
+    def knows(self, prints: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Say which fingerprints have a slot just now."""
+        request = protocol.Lookup(prints.tobytes(), only_asked=True)
+        reply, _ = self._ask(request, protocol.Slots)
+        found: npt.NDArray[np.bool_] = np.frombuffer(reply.slots, np.int64) != UNSEEN
+        return found
+
+    def claim(self, slot: int, pages: int) -> bool:
+        """Ask for slots in a row."""
+        reply, _ = self._ask(protocol.Claim(slot, pages), protocol.Claimed)
+        if reply.given and self._grant is not None:
+            self._grant.answered += pages
+        return reply.given
 
     def offer(self, pid: int, spans: Iterable[Span], *, alone: bool = False) -> Offered:
         """Have the daemon take pages of a process into the pool."""
@@ -142,7 +207,6 @@ class RemoteStore:
 
     def _offered(self, pages: int) -> Offered:
         reply, _ = self._hear(protocol.Offered)
-        self.written = min(self.written, reply.written)  # bounds all answers
         slots = self._slots(reply.slots, pages)
         fresh = np.frombuffer(reply.fresh, np.bool_)
         if len(fresh) != len(slots):
@@ -177,12 +241,14 @@ class RemoteStore:
 
     def _slots(self, raw: bytes, pages: int) -> npt.NDArray[np.int64]:
         """Read slots, one a page. None lies behind the file's end: SIGBUS there."""
-        size = os.fstat(self._pool).st_size
+        size = os.fstat(self.pool).st_size
         if len(raw) != pages * 8:
             raise DaemonUnreachable("that is not sksmd: it miscounts")
         slots = np.frombuffer(raw, np.int64).copy()
         if pages and int(slots.max()) * PAGE_SIZE >= size:
             raise DaemonUnreachable("that is not sksmd: it names slots it has not")
+        assert self._grant is not None
+        self._grant.answered += int((slots >= 0).sum())
         return slots
 
     def _ask(
@@ -229,18 +295,6 @@ class RemoteStore:
             answer = type(reply).__name__
             raise DaemonUnreachable(f"sksmd answered out of turn: {answer}")
         return reply, received
-
-
-def _share_lock(pool: int) -> None:
-    """Lock the pool for reading; wait while the daemon reclaims, but not for ever."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return fcntl.flock(pool, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise DaemonUnreachable(_SILENT) from None
-            time.sleep(0.001)
 
 
 def _let_read(daemon: int) -> None:

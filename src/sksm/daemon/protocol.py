@@ -3,9 +3,8 @@
 One message is one packet of a Unix `SOCK_SEQPACKET` socket, in MessagePack, with
 arrays as raw little-endian bytes. A client has one request under way at a time.
 
-A slot means something only while its client holds a lease: a shared flock(2) on
-its own descriptor of the pool, which the kernel gives up with the process. The
-daemon takes the lock for itself to give slots back.
+A client asks for a grant (`store.grants`) before it asks for slots, and each slot that
+is answered belongs to the grant that the client got last.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-VERSION = 4
+VERSION = 5
 MOST_PAGES = 4096  # in one request
 LARGEST = 1 << 17  # bytes of a message; a socket takes 200 KiB unless told otherwise
 
@@ -31,25 +30,52 @@ class Hello(msgspec.Struct, tag=True):
 
 
 class Welcome(msgspec.Struct, tag=True):
-    """The answer, with a read-only descriptor of the pool beside it."""
+    """The answer."""
 
     version: int
     pid: int
     seed: int
-    written: int  # as `Store.written`
+    pool: str  # as `Store.name`
+
+
+class Begin(msgspec.Struct, tag=True):
+    """Give me a new grant. Answered by `Granted`."""
+
+
+class Granted(msgspec.Struct, tag=True):
+    """The grant: the descriptor beside it, read-only."""
+
+
+class Settle(msgspec.Struct, tag=True):
+    """Of the slots answered since the last time, I have mapped these. Not answered."""
+
+    runs: bytes  # pairs (int64) of slot and count
 
 
 class Lookup(msgspec.Struct, tag=True):
     """Which slots have these fingerprints (uint64)? Answered by `Slots`."""
 
     prints: bytes
+    only_asked: bool = False  # as `Store.knows`: none will be mapped
 
 
 class Slots(msgspec.Struct, tag=True):
     """A slot (int64) for each fingerprint."""
 
     slots: bytes
-    written: int  # as `Store.written`
+
+
+class Claim(msgspec.Struct, tag=True):
+    """Give me slots in a row, if each holds a page. Answered by `Claimed`."""
+
+    slot: int
+    pages: int
+
+
+class Claimed(msgspec.Struct, tag=True):
+    """Whether it was given them."""
+
+    given: bool
 
 
 class Offer(msgspec.Struct, tag=True):
@@ -66,13 +92,12 @@ class Offered(msgspec.Struct, tag=True):
     slots: bytes
     fresh: bytes
     refusal: str
-    written: int  # as `Store.written`
 
 
 class Ask(msgspec.Struct, tag=True):
     """How do things stand? Answered by `Status`."""
 
-    reclaim: bool = False  # give back first what nobody maps
+    reclaim: bool = False  # free first what nobody maps
 
 
 class Status(msgspec.Struct, tag=True):
@@ -84,8 +109,8 @@ class Status(msgspec.Struct, tag=True):
     pool_bytes: int
     index_bytes: int
     own_bytes: int  # the daemon's own memory, without the pool
-    reclaimed: int  # slots given back since it started
-    held_back: str  # why reclaim freed nothing the last time, or ""
+    grants: int  # by which slots are mapped, or may be
+    reclaimed: int  # slots freed since it started
     seconds: float  # since it started
 
 
@@ -109,8 +134,10 @@ class Failure(msgspec.Struct, tag=True):
     message: str
 
 
-Request: TypeAlias = Hello | Lookup | Offer | Ask | Supervise
-Reply: TypeAlias = Welcome | Slots | Offered | Status | Supervised | Failure
+Request: TypeAlias = Hello | Begin | Settle | Lookup | Claim | Offer | Ask | Supervise
+Reply: TypeAlias = (
+    Welcome | Granted | Slots | Claimed | Offered | Status | Supervised | Failure
+)
 
 encode = msgspec.msgpack.encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

@@ -1,7 +1,6 @@
 """sksmd: the process that owns a store.
 
-One thread, one loop: while it reclaims it answers nobody, which is what holds
-merges off. It trusts its clients with nothing but their own pages.
+One thread, one loop. It trusts its clients with nothing but their own pages.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ import time
 from pathlib import Path
 
 import msgspec
-import psutil
 
 from sksm.daemon import protocol, runtime
 from sksm.daemon.answers import Answers
 from sksm.daemon.protocol import Malformed
-from sksm.daemon.reclaimer import Reclaimer
 from sksm.daemon.signals import Wakeup
+from sksm.daemon.sweeper import Sweeper
 from sksm.errors import SksmError
 from sksm.linux import notify
 from sksm.process.domain import Domain
+from sksm.store.grants import Grant, Grants
 from sksm.store.local import LocalStore
 
 _log = logging.getLogger("sksmd")
@@ -42,7 +41,7 @@ class Client:
     pid: int
     pidfd: int
     greeted: bool = False
-    asked_for_slots: bool = False  # and so may map some
+    grant: Grant | None = None  # the last one that it got
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,12 +83,10 @@ class Server:
         self._door = runtime.Door(path) if path else None
         self._idle_seconds = idle_seconds
         self._store = LocalStore()
-        # By the clock of those it is compared with: /proc rounds to 10 ms, and
-        # psutil takes the time of boot in whole seconds.
-        born = psutil.Process().create_time()
+        self._grants = Grants(self._store)
         self._clients: set[Client] = set()
-        self._reclaimer = Reclaimer(self._store, born)
-        self._answers = Answers(self._store, self._reclaimer, self._domain, born)
+        self._sweeper = Sweeper(self._store, self._grants)
+        self._answers = Answers(self._store, self._grants, self._sweeper, self._domain)
         self._quiet_since = time.monotonic()
         self._linger_seconds = idle_seconds
         self._accept_at = 0.0
@@ -157,7 +154,6 @@ class Server:
             return True
         client = Client(connection, pid, pidfd)
         self._clients.add(client)
-        self._reclaimer.client_came(pid)
         self._selector.register(connection, selectors.EVENT_READ, client)
         self._selector.register(pidfd, selectors.EVENT_READ, client)
         return True
@@ -170,17 +166,17 @@ class Server:
         os.close(client.pidfd)
         self._quiet_since = time.monotonic()
         self._linger_seconds = self._idle_seconds
-        if client.asked_for_slots:
-            self._reclaimer.client_left()
+        if client.grant:
+            self._sweeper.client_left()
 
     def _pause(self) -> float | None:
         now = time.monotonic()
         if self._accept_at and now >= self._accept_at:
             self._accept_at = 0.0
             self._selector.register(self._listener, selectors.EVENT_READ, None)
-        if now >= self._reclaimer.due:
-            self._reclaimer.run(again=bool(self._clients))
-        wakes = [self._reclaimer.due, self._accept_at or float("inf")]
+        if now >= self._sweeper.due:
+            self._sweeper.run(again=bool(self._clients))
+        wakes = [self._sweeper.due, self._accept_at or float("inf")]
         if not self._clients:
             wakes.append(self._quiet_since + self._linger_seconds)
         wake = min(wakes)
@@ -195,10 +191,10 @@ class Server:
         quiet = time.monotonic() - self._quiet_since
         if self._clients or quiet < self._linger_seconds:
             return False
-        self._reclaimer.run(again=False)
+        self._sweeper.run(again=False)
         self._linger_seconds = min(2 * self._linger_seconds, _LONGEST_LINGER)
         self._quiet_since = time.monotonic()  # else, look again after a while
-        if self._store.usage()["slots"] or self._reclaimer.held_back:
+        if len(self._grants) or self._store.usage()["slots"]:
             return False
         if self._door is None:
             return True  # who is at the door stays there, for the next daemon
@@ -232,6 +228,8 @@ class Server:
                 self._drop(client)
                 return
             reply = self._reply(client, protocol.decode_request(data), fds)
+            if reply is None:
+                return
         except ConnectionError:
             self._drop(client)
             return
@@ -247,9 +245,10 @@ class Server:
 
     def _send(self, client: Client, reply: protocol.Reply) -> None:
         fds = []
-        if isinstance(reply, protocol.Welcome):
+        if isinstance(reply, protocol.Granted):
             try:
-                fds.append(self._store.reader())
+                client.grant, fd = self._grants.new()
+                fds.append(fd)
             except OSError as error:
                 reply = protocol.Failure(f"no descriptor for you: {error.strerror}")
         try:
@@ -262,20 +261,28 @@ class Server:
 
     def _reply(
         self, client: Client, request: protocol.Request, fds: list[int]
-    ) -> protocol.Reply:
+    ) -> protocol.Reply | None:
         if isinstance(request, protocol.Hello):
             return self._greet(client, request)
         if not client.greeted:
             return protocol.Failure("say hello first")
-        client.asked_for_slots |= isinstance(request, protocol.Lookup | protocol.Offer)
+        reply: protocol.Reply | None = None
         match request:
+            case protocol.Begin():
+                reply = protocol.Granted()
             case protocol.Lookup():
-                return self._answers.look_up(request)
+                reply = self._answers.look_up(client.grant, request)
+            case protocol.Claim():
+                reply = self._answers.claim(client.grant, request)
             case protocol.Offer():
-                return self._answers.take(client.pid, request)
+                reply = self._answers.take(client.grant, client.pid, request)
+            case protocol.Settle():
+                self._answers.settle(client.grant, request)
             case protocol.Ask():
-                return self._answers.status(request.reclaim, len(self._clients))
-        return self._supervise(client, fds)
+                reply = self._answers.status(request.reclaim, len(self._clients))
+            case protocol.Supervise():
+                reply = self._supervise(client, fds)
+        return reply
 
     def _greet(self, client: Client, hello: protocol.Hello) -> protocol.Reply:
         if hello.version != protocol.VERSION:
@@ -285,9 +292,7 @@ class Server:
             )
         client.greeted = True
         store = self._store
-        return protocol.Welcome(
-            protocol.VERSION, os.getpid(), store.seed, store.written
-        )
+        return protocol.Welcome(protocol.VERSION, os.getpid(), store.seed, store.name)
 
     def _supervise(self, client: Client, fds: list[int]) -> protocol.Reply:
         """Leave it to a child, which is all the memory of ours that it needs."""

@@ -149,7 +149,7 @@ class Supervisor:
         store = self._store(domain.of(pid))
         space = OtherProcess(pid, self._filters, tails=True)
         deadline = time.monotonic() + _BUSY_SECONDS
-        with space, store.lease():
+        with space, store.granted():
             try:
                 report = merge(space, span, engine=PoolEngine(store))
                 while BUSY in report.reasons and time.monotonic() < deadline:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Protocol
 
 from sksm.pages import PageBatch
@@ -19,8 +18,8 @@ class Engine(Protocol):
     in_place: bool
 
     @property
-    def pool(self) -> os.stat_result | None:
-        """`fstat` of the file whose clean pages count as merged; None: of any pool."""
+    def pool(self) -> str | None:
+        """Name of the pool whose clean pages count as merged; None: of any pool."""
         ...
 
     def share(self, space: AddressSpace, batch: PageBatch) -> MergeReport:

@@ -35,6 +35,15 @@ class Run:
         """How many pages of the run share a frame afterwards."""
         return self.stop - self.first - sum(stop - first for first, stop in self.own)
 
+    def without_own(self) -> list[Run]:
+        """Return what is left of the run between its own pages."""
+        assert self.slot is not None
+        edges = [self.first, *itertools.chain.from_iterable(self.own), self.stop]
+        return [
+            Run(first, stop, self.slot + first - self.first)
+            for first, stop in zip(edges[::2], edges[1::2], strict=True)
+        ]
+
     def shifted(self, by: int) -> Run:
         """Give the run in the indices of a longer batch."""
         own = tuple((first + by, stop + by) for first, stop in self.own)

@@ -61,9 +61,9 @@ class PoolEngine:
         self._all_new = False  # nobody knew a page of the last batch
 
     @property
-    def pool(self) -> os.stat_result:
-        """`fstat` of the pool's file."""
-        return os.fstat(self._store.pool)
+    def pool(self) -> str:
+        """The name of the pool's file."""
+        return self._store.name
 
     def share(self, space: AddressSpace, batch: PageBatch) -> MergeReport:
         """Merge each page of `batch` with its twin, if they are equal bytes."""
@@ -101,7 +101,7 @@ class PoolEngine:
         self._next = None
         if number != span.start // PAGE_SIZE:
             return batch.spans
-        if slot + span.pages > self._store.written:
+        if not self._store.claim(slot, span.pages):
             return batch.spans
         numbers = pages_of([span])
         runs = plan.straight(number, slot, span.pages)
@@ -153,7 +153,10 @@ class PoolEngine:
         if batch.lone and slots[0] != ZERO:
             slots[0] = UNSEEN  # grown, it would show what lies behind other slots
         self._all_new = bool((slots == UNSEEN).all())
-        own = plan.own_gaps(numbers, slots)
+        if space.never_drops:
+            own = plan.own_gaps(numbers, slots)
+        else:  # a page of its own that is dropped would show what the pool has there
+            own = np.zeros(len(slots), bool)
         report.add(unique=own.sum())
         spans = _spans(numbers[(slots == UNSEEN) & ~own])
         fresh = np.zeros(len(slots), bool)
@@ -175,6 +178,7 @@ class PoolEngine:
     ) -> MergeReport:
         """Exchange runs; where bytes differ, once more without the pages that do."""
         report = MergeReport()
+        runs = [part for run in runs for part in self._grantable(run)]
         verdicts = self._try(space, batch, numbers, runs)
         again: list[plan.Run] = []
         for run, verdict in zip(runs, verdicts, strict=True):
@@ -201,10 +205,32 @@ class PoolEngine:
         exchanges = [_exchange_of(run, numbers, batch) for run in runs]
         verdicts = space.exchange(self._store.pool, exchanges) if exchanges else []
         self._next = None
+        self._note(runs, verdicts)
         if runs and verdicts[-1] == DONE and runs[-1].slot is not None:
             pages = runs[-1].stop - runs[-1].first
             self._next = (int(numbers[runs[-1].stop - 1]) + 1, runs[-1].slot + pages)
         return verdicts
+
+    def _grantable(self, run: plan.Run) -> list[plan.Run]:
+        """Cut a run at its own pages, unless all slots that it covers can be ours.
+
+        A slot behind a page of its own shows when that page is dropped.
+        """
+        if not run.own or run.slot is None:
+            return [run]
+        if self._store.claim(run.slot, run.stop - run.first):
+            return [run]
+        return run.without_own()
+
+    def _note(self, runs: list[plan.Run], verdicts: list[int]) -> None:
+        """Tell the store what has been mapped, and may be mapped yet."""
+        for run, verdict in zip(runs, verdicts, strict=True):
+            if run.slot is None:
+                continue
+            if verdict == DONE:
+                self._store.mapped(run.slot, run.stop - run.first)
+            elif verdict == errno.EBUSY:  # a thread that we gave up may do it later
+                self._store.in_doubt()
 
     def _equal(
         self,

@@ -125,24 +125,6 @@ def all_bounds(text: bytes) -> npt.NDArray[np.int64]:
     return np.array(found, np.int64).reshape(-1, 2)
 
 
-def showing(text: bytes, file: os.stat_result) -> npt.NDArray[np.int64]:
-    """Find the private mappings of a file in such a text, fast where there are many.
-
-    Returns:
-        Of each, begin, end and where in the file it begins, in bytes: shape (n, 3).
-    """
-    device, inode = file_key(file)
-    line = rb"^([0-9a-f]+)-([0-9a-f]+) ...p ([0-9a-f]+) %b %d " % (
-        device.encode(),
-        inode,
-    )
-    found = [
-        (int(start, 16), int(stop, 16), int(offset, 16))
-        for start, stop, offset in re.findall(line, text, re.MULTILINE)
-    ]
-    return np.array(found, np.int64).reshape(-1, 3)
-
-
 def parse(text: bytes) -> list[Mapping]:
     """List the mappings that such a text tells of, without flags."""
     lines = text.decode(errors="replace").split("\n")

@@ -289,3 +289,24 @@ def entries(pagemap: int, span: Span) -> npt.NDArray[np.uint64]:
     offset = span.start // PAGE_SIZE * table.itemsize
     os.preadv(pagemap, [table.data.cast("B")], offset)
     return table
+
+
+def copied(table: int, spans: Sequence[Span]) -> npt.NDArray[np.int64]:
+    """Number the pages that hold private copies where mappings show the pool.
+
+    A swap entry counts only if it is not write-protected: the marker that
+    userfaultfd leaves in an absent entry looks like one, and means nothing.
+
+    Args:
+        table: an open /proc/PID/pagemap.
+        spans: the mappings in that process, ascending. Pages between them may be
+            among the numbers.
+    """
+    told = Category.PRESENT | Category.SWAPPED | Category.FILE | Category.WRITTEN
+    swapped = Category.SWAPPED | Category.WRITTEN
+    runs = walked(table, spans, told)
+    kinds = runs["categories"]
+    private = kinds & np.uint64(Category.PRESENT) != 0
+    private |= kinds & np.uint64(swapped) == np.uint64(swapped)
+    private &= kinds & np.uint64(Category.FILE) == 0
+    return numbers_of(runs[private])

@@ -183,6 +183,20 @@ _KCMP = {"x86_64": 312, "aarch64": 272}[os.uname().machine]
 _KCMP_FILE = 0
 
 
+def same_description(one: int, other: int) -> bool:
+    """Say whether two descriptors of ours share one open file description (kcmp(2)).
+
+    Without CONFIG_KCMP no two are known to.
+    """
+    pid = os.getpid()
+    try:
+        return libc.syscall(_KCMP, pid, pid, _KCMP_FILE, one, other) == 0
+    except OSError as error:
+        if error.errno != ENOSYS:
+            raise
+        return False
+
+
 def same_file(pid: int, theirs: int, ours: int) -> bool:
     """Say whether a descriptor of a process is the same open file as one of ours.
 

@@ -56,6 +56,8 @@ class AddressSpace(Protocol):
     # so that an object which ends there cannot be grown into the pool.
     tails: bool
     pinned: bool  # what is offered is one object's memory, and stays mapped
+    # Whose memory it is drops no page of it (MADV_DONTNEED) and counts on zeros then.
+    never_drops: bool
     keeps: frozenset[str]  # flags of a mapping that an exchange gives its successor
 
     def objection(self) -> str | None:

@@ -30,11 +30,12 @@ class ThisProcess:
             object of the interpreter does that by exporting its buffer). Without,
             every comparison goes through the kernel, so that memory freed
             meanwhile is an outcome and not a crash.
+        never_drops: see `AddressSpace`.
     """
 
-    def __init__(self, *, pinned: bool = False) -> None:
+    def __init__(self, *, pinned: bool = False, never_drops: bool = False) -> None:
         self.pid = os.getpid()
-        self.pinned, self.tails = pinned, False
+        self.pinned, self.tails, self.never_drops = pinned, False, never_drops
         self.keeps: frozenset[str] = frozenset()  # `forget` would lose them
         self._files = ProcFiles("self")
         self._uffd: int | None = None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sksm.linux import calls, libc, maps, userfaultfd
+from sksm.linux import calls, libc, maps, ptrace, userfaultfd
 from sksm.process import DONE, Exchange, flags, guards, status
 from sksm.process.allowance import Allowance
 from sksm.process.comparing import Comparison
@@ -57,14 +57,15 @@ class OtherProcess:
     def __init__(
         self, pid: int, known_filters: int = 0, *, tails: bool = False
     ) -> None:
-        self.pid, self.tails = pid, tails
+        self.pid, self.tails, self.never_drops = pid, tails, not tails
         self.keeps = frozenset({"dc"})
         self._allowance = Allowance(pid)
         self._files = ProcFiles(pid)
         self._threads = Threads(pid, known_filters)
         self._foothold: Foothold | None = None
-        # By inode: the descriptor in the process, and our view of it.
-        self._pools: dict[int, tuple[int, Comparison]] = {}
+        # A descriptor of ours, that in the process, and our view of it. What is mapped
+        # by one grant must not be taken for another's, though their file is the same.
+        self._pools: list[tuple[int, int, Comparison]] = []
         self._raised: Barrier | None = None
         self._protected = False
         self._watched: list[Span] = []  # by ourselves, ascending
@@ -80,8 +81,9 @@ class OtherProcess:
         if self._raised:
             self._raised.leave_standing()  # of which nothing stands but for a list
             self._raised = None
-        for _lent, view in self._pools.values():
+        for ours, _lent, view in self._pools:
             view.close()
+            os.close(ours)
         self._pools.clear()
         self._threads.close()
         self._files.close()
@@ -307,11 +309,14 @@ class OtherProcess:
 
     def _pool_there(self, pool: int) -> tuple[int, Comparison]:
         """Give the descriptor of a pool in the process, and our view of it."""
-        inode = os.fstat(pool).st_ino
-        if inode not in self._pools:
-            lent = self._established().lend(pool)
-            self._pools[inode] = lent, Comparison(self._files["mem"], pool)
-        return self._pools[inode]
+        for ours, lent, view in self._pools:
+            if ptrace.same_description(ours, pool):
+                return lent, view
+        lent = self._established().lend(pool)
+        ours = os.dup(pool)
+        view = Comparison(self._files["mem"], ours)
+        self._pools.append((ours, lent, view))
+        return lent, view
 
     def _barrier(self) -> Barrier:
         if self._raised is None:

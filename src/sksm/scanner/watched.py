@@ -15,20 +15,21 @@ from sksm.holding import Prints, entries_of, fingerprints_of, shared_frames
 from sksm.linux import maps, pagemap
 from sksm.linux.ksm import MARK
 from sksm.linux.libc import MADV_MERGEABLE
-from sksm.linux.pagemap import Category
+from sksm.linux.pagemap import Category, copied
 from sksm.outcomes import Outcome
 from sksm.pages import is_pool
 from sksm.pipeline import merge_all
 from sksm.process import pages_of, spans_of, status
 from sksm.process.other import EVERYTHING, OtherProcess
 from sksm.process.watching import WriteWatch
+from sksm.regranting import regrant
 from sksm.report import MergeReport
 from sksm.scanner.ages import Numbers, Pages
 from sksm.scanner.layout import Bounds, Layout, guest_memory, joined
 from sksm.scanner.rereading import Rereading
 from sksm.scanner.trial import Trial
 from sksm.spans import HUGE_SIZE, PAGE_SIZE, Span
-from sksm.store.reclaim import copied
+from sksm.store import Store
 from sksm.twins import Flags, pieces
 
 _log = logging.getLogger(__name__)
@@ -209,6 +210,15 @@ class Watched:
         self._trial.merged(int(merged.sum()), now)
         self.outcome.report += report
         return report
+
+    def regrant(self, store: Store) -> None:
+        """Keep no more of a pool than the process still shows, if that is worth it."""
+        pool = [m.span for m in maps.every_mapping(self.pid) if is_pool(m)]
+        if not pool:
+            return
+        with OtherProcess(self.pid) as space, self._unwatched(pool):
+            regrant(space, store)
+            self.outcome.stops += space.stops
 
     def offer(self, wanted: Numbers, engine: Engine, now: float) -> None:
         """Offer pages, ascending, at least one, to an engine that merges in place.

@@ -25,17 +25,26 @@ class Store(Protocol):
     """Fingerprints to slots, and a file that holds slot i at page i.
 
     Everything it answers is a hint: who maps a slot compares first. What it
-    promises is that a slot's bytes do not change while a lease is held or while
-    any process maps it.
+    promises is that the bytes of a slot that `lookup`, `offer` or `claim` answered do
+    not change while `pool` is open as it was then, or a mapping made through it is
+    left, in any process.
     """
 
     seed: int
-    written: int  # from the last slot answered up to here, every slot holds a page
     keeper: int  # the process that holds it
 
     @property
     def pool(self) -> int:
-        """A descriptor of the pool's file, fit for private mappings."""
+        """A descriptor of the pool's file, fit for private mappings. In `granted` only.
+
+        Mappings are made through this descriptor, or through one that was passed on:
+        opened anew, the file is another open file description, which keeps no slot.
+        """
+        ...
+
+    @property
+    def name(self) -> str:
+        """What /proc/PID/maps shows for the pool's file, behind "memfd:"."""
         ...
 
     def alive(self) -> bool:
@@ -53,12 +62,39 @@ class Store(Protocol):
         """Free, now and not sometime, slots that nobody maps any more."""
         ...
 
-    def lease(self) -> AbstractContextManager[object]:
-        """Keep every slot as it is until the block ends."""
+    def pool_bytes(self) -> int:
+        """Return how much memory the pool occupies."""
+        ...
+
+    def granted(self) -> AbstractContextManager[object]:
+        """Be able to map slots in the block."""
+        ...
+
+    def let_go(self) -> None:
+        """Keep no slot that is not mapped. Not in `granted`."""
         ...
 
     def lookup(self, prints: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Find each fingerprint's slot; `UNSEEN` where there is none."""
+        ...
+
+    def knows(self, prints: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Say which fingerprints have a slot just now, without being given it."""
+        ...
+
+    def claim(self, slot: int, pages: int) -> bool:
+        """Ask for `pages` slots in a row from `slot` on; False if some hold no page."""
+        ...
+
+    def mapped(self, slot: int, pages: int) -> None:
+        """Note that slots in a row have been mapped. Others are free after `granted`.
+
+        Where nobody can say what was mapped, `in_doubt` keeps all of them.
+        """
+        ...
+
+    def in_doubt(self) -> None:
+        """Keep all slots that were answered: any of them may be mapped yet."""
         ...
 
     def offer(self, pid: int, spans: Iterable[Span], *, alone: bool = False) -> Offered:

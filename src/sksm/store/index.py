@@ -31,6 +31,7 @@ class Index:
         self._prints = np.zeros(0, np.uint64)  # by slot
         self._used = np.zeros(0, bool)
         self._entries = 0
+        self._filled = 0  # places of the table, those of forgotten slots included
 
     def __len__(self) -> int:
         return self._entries
@@ -50,7 +51,7 @@ class Index:
             found = self._table[places]
             met = found != _EMPTY
             asking, places, found = asking[met], places[met], found[met]
-            same = self._prints[found] == prints[asking]
+            same = (self._prints[found] == prints[asking]) & self._used[found]
             slots[asking[same]] = found[same]
             asking, places = asking[~same], places[~same]
             step += 1
@@ -63,17 +64,20 @@ class Index:
         """Enter prints that are not there yet, each once, with their slots."""
         if not len(prints):
             return
-        self._make_room(int(slots.max()) + 1, self._entries + len(prints))
+        self._make_room(int(slots.max()) + 1, len(prints))
         self._prints[slots] = prints
         self._used[slots] = True
         self._entries += len(prints)
         self._enter(slots.astype(np.uint32), prints)
 
     def remove(self, slots: npt.NDArray[np.int64]) -> None:
-        """Forget slots. The table is made anew: removal is rare and in bulk."""
+        """Forget slots, each in use. Their places in the table stay filled.
+
+        A place leads to a slot, and it is the slot that has a fingerprint. So one that
+        is left from before does no harm when the slot is used again.
+        """
         self._used[slots] = False
-        self._entries = int(self._used.sum())
-        self._rebuild(len(self._table))
+        self._entries -= len(slots)
 
     def used(self) -> npt.NDArray[np.int64]:
         """List the slots in use, ascending."""
@@ -82,25 +86,27 @@ class Index:
     def _home(self, prints: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         return (prints & np.uint64(len(self._table) - 1)).astype(np.int64)
 
-    def _make_room(self, slots: int, entries: int) -> None:
+    def _make_room(self, slots: int, more: int) -> None:
         if slots > len(self._prints):
             grown = max(slots, _SMALLEST, len(self._prints) * 9 // 8)
             self._prints = _longer(self._prints, grown)
             self._used = _longer(self._used, grown)
         size = len(self._table)
-        while entries > size * _FULLEST:
+        while self._entries + more > size * _FULLEST:
             size *= 2
-        if size != len(self._table):
+        if self._filled + more > len(self._table) * _FULLEST:
             self._rebuild(size)
 
     def _rebuild(self, size: int) -> None:
         self._table = np.full(size, _EMPTY, np.uint32)
+        self._filled = 0
         slots = self.used()
         self._enter(slots.astype(np.uint32), self._prints[slots])
 
     def _enter(
         self, slots: npt.NDArray[np.uint32], prints: npt.NDArray[np.uint64]
     ) -> None:
+        self._filled += len(slots)
         places = self._home(prints)
         step = 0
         while len(slots):

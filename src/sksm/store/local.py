@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
+import secrets
 from collections.abc import Generator, Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +33,8 @@ class LocalStore:
         self.keeper = os.getpid()
         self._index = Index()
         self._alone = Alone()
-        self._pool = Pool(POOL_NAME)
+        self._pool = Pool(f"{POOL_NAME}-{secrets.token_hex(4)}")
         self._rows = np.empty((_GROUP_PAGES, PAGE_SIZE), np.uint8)
-        self.written = 0
 
     def close(self) -> None:
         """Let go of the pool; what maps it goes on."""
@@ -56,45 +54,49 @@ class LocalStore:
         return 0
 
     def give_back(self) -> None:
-        """Free nothing: only the daemon looks at who maps its pool."""
+        """Free nothing: only the daemon gives grants, and so learns of their end."""
+
+    def pool_bytes(self) -> int:
+        """Return how much memory the pool occupies."""
+        return self._pool.nbytes
 
     @property
-    def slots(self) -> int:
-        """How many slots there are, those that were given back included."""
-        return self._pool.slots
+    def name(self) -> str:
+        """The name of the pool's file."""
+        return self._pool.name
 
     def reader(self) -> int:
         """Open the pool read-only, for a client. The caller closes it."""
         return self._pool.reader()
 
     @contextlib.contextmanager
-    def lease(self) -> Iterator[None]:
-        """Nothing reclaims slots of this store behind its owner's back."""
+    def granted(self) -> Iterator[None]:
+        """Slots of this store are freed by its owner only."""
         yield
 
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[int | None]:
-        """Keep clients from taking leases until the block ends.
+    def let_go(self) -> None:
+        """Nothing: see `granted`."""
 
-        Yields:
-            None; or a process that has one, and then there is no keeping.
-        """
-        try:
-            fcntl.flock(self.pool, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield _lock_holder(os.fstat(self.pool).st_ino)
-            return
-        try:
-            yield None
-        finally:
-            fcntl.flock(self.pool, fcntl.LOCK_UN)
+    def mapped(self, slot: int, pages: int) -> None:
+        """Nothing: see `granted`."""
+
+    def in_doubt(self) -> None:
+        """Nothing: see `granted`."""
 
     def lookup(self, prints: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Find each fingerprint's slot; `UNSEEN` where there is none."""
         slots = self._index.lookup(prints)
         self._alone.fill_in(prints, slots)
-        self.written = self._filled_behind(slots)
         return slots
+
+    def knows(self, prints: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Say which fingerprints have a slot."""
+        found: npt.NDArray[np.bool_] = self.lookup(prints) != UNSEEN
+        return found
+
+    def claim(self, slot: int, pages: int) -> bool:
+        """Say whether `pages` slots in a row from `slot` on hold pages."""
+        return self._pool.filled_from(slot) >= slot + pages
 
     def offer(self, pid: int, spans: Iterable[Span], *, alone: bool = False) -> Offered:
         """Copy pages of a process into the pool, unless equal ones are there."""
@@ -115,7 +117,6 @@ class LocalStore:
                     raise
                 refused = _unreadable(error)
             at, refusal = stop, refusal or refused
-        self.written = min(self.written, self._filled_behind(slots))
         return slots, fresh, refusal
 
     def offers(
@@ -124,9 +125,6 @@ class LocalStore:
         """Offer several times in a row."""
         for spans in parts:
             yield self.offer(pid, spans)
-
-    def _filled_behind(self, slots: npt.NDArray[np.int64]) -> int:
-        return self._pool.filled_from(max(0, int(slots[-1])) if len(slots) else 0)
 
     def _take(self, rows: npt.NDArray[np.uint8]) -> Offered:
         prints = fingerprint(rows, self.seed)
@@ -197,15 +195,6 @@ class LocalStore:
         self._alone.remove(slots[alone])
         for slot in slots[alone].tolist():
             self._pool.free_alone(slot)
-
-
-def _lock_holder(inode: int) -> int:
-    """Find who holds a lock on a file, in /proc/locks; 0 if it just let go."""
-    for line in Path("/proc/locks").read_text().splitlines():
-        *_, pid, file, _first, _last = line.split()
-        if file.endswith(f":{inode}"):
-            return int(pid)
-    return 0
 
 
 def _unreadable(error: OSError) -> str:

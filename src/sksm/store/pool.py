@@ -31,6 +31,7 @@ class Pool:
     """
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.fd = memfd.create(name)
         # SIGBUS threatens whoever maps a file that shrinks. Read-only, for those
         # who get a descriptor and open it again through /proc/self/fd.

@@ -169,7 +169,7 @@ def _release() -> Proof:
     start = time.monotonic()
     while (now := status(reclaim=True)).pool_bytes:
         if time.monotonic() - start > _RELEASE_SECONDS:
-            left = f"{now.pool_bytes} bytes are left. {now.held_back}"
+            left = f"{now.pool_bytes} bytes are left"
             return Proof(claim, False, left)
         time.sleep(0.05)
     seconds = time.monotonic() - start
