@@ -34,8 +34,8 @@ def mapping(size, **changes):
     return Mapping(**{"span": span(0, size), **usual, "path": "", **changes})
 
 
-POOL = {"inode": 7, "device": "00:01", "path": "/memfd:sksm-pool (deleted)"}
-STATUS = types.SimpleNamespace(st_dev=os.makedev(0, 1), st_ino=7)
+NAME = "sksm-pool-1234abcd"
+POOL = {"inode": 7, "device": "00:01", "path": f"/memfd:{NAME} (deleted)"}
 
 
 # -- why not
@@ -67,7 +67,7 @@ def test_special_mappings_are_named(path):
 def surveyed(monkeypatch, mapped, runs, part=None):
     monkeypatch.setattr(pagemap, "walk", lambda *_: iter(runs))
     space = types.SimpleNamespace(pagemap=lambda: -1, tails=False)
-    return pages.survey(space, mapped, [part or mapped.span], STATUS)
+    return pages.survey(space, mapped, [part or mapped.span], NAME)
 
 
 def test_pages_are_sorted_by_what_the_kernel_says(monkeypatch):
@@ -113,7 +113,7 @@ def test_clean_pages_of_the_pool_are_already_merged(monkeypatch):
 
 def test_pages_of_a_pool_left_behind_move_to_the_current_one(monkeypatch):
     """A daemon that died left its pool; its pages are read and offered anew."""
-    mapped = mapping(3, **{**POOL, "inode": 8})
+    mapped = mapping(3, **{**POOL, "path": "/memfd:sksm-pool-1234abce (deleted)"})
     runs = [(span(0, 2), Category.PRESENT | Category.FILE)]
     report, found = surveyed(monkeypatch, mapped, runs)
     assert found == [span(0, 2)]
@@ -255,7 +255,7 @@ def test_only_pages_within_the_parts_count(monkeypatch):
     monkeypatch.setattr(pagemap, "walk", walk)
     space = types.SimpleNamespace(pagemap=lambda: -1, tails=False)
     parts = [span(0, 2), span(3, 4), span(2000, 2003), span(2010, 2020)]
-    report, found = pages.survey(space, mapping(2020), parts, STATUS)
+    report, found = pages.survey(space, mapping(2020), parts, NAME)
     assert walks == [span(0, 4), span(2000, 2019)]
     assert found == [*parts[:-1], span(2010, 2019)]
     assert report.reasons == {pages.LAST_PAGE: 1}

@@ -99,22 +99,6 @@ def test_a_mapped_file_is_found_whatever_its_name(file_mapping, name, deleted):
     assert [m.span for m in exact] == [found[0].span]
 
 
-def test_a_mapping_shows_the_file_it_maps_and_no_other():
-    """The same inode number on another device is another file."""
-    fd = os.memfd_create("shown")
-    try:
-        os.ftruncate(fd, PAGE_SIZE)
-        with mmap.mmap(fd, PAGE_SIZE):
-            status = os.fstat(fd)
-            found = [m for m in maps.every_mapping("self") if m.shows(status)]
-        assert [m.path for m in found] == ["/memfd:shown (deleted)"]
-        assert not maps.Mapping(
-            found[0].span, 3, True, 0, "ff:ff", status.st_ino, ""
-        ).shows(status)
-    finally:
-        os.close(fd)
-
-
 @pytest.fixture(scope="module")
 def striped():
     """Forty pages in stretches of differing protection, holes between some."""

@@ -50,10 +50,6 @@ class Mapping:
     path: str  # "" or "[heap]" or a file's name as the kernel shows it
     flags: frozenset[str] = frozenset()  # VmFlags, two letters each
 
-    def shows(self, status: os.stat_result) -> bool:
-        """Say whether it maps the file of that `fstat`."""
-        return (self.device, self.inode) == file_key(status)
-
     @property
     def special(self) -> bool:
         """Whether the kernel put it there, and not the program."""
