@@ -40,13 +40,19 @@ def here(monkeypatch):
 class Area:
     """A mapping of its own: guard pages on both sides keep it from joining another.
 
-    `rows` are its bytes, a line a page. It is unmapped with `close`.
+    `rows` are its bytes, a line a page. It is unmapped with `close`. It lies far below
+    all else: the kernel looks for room from the top, and a hole that a test makes in
+    it must not become somebody else's memory, to be unmapped with the rest.
     """
+
+    _next = 1 << 36
 
     def __init__(self, pages, prot=RW, flags=PRIVATE, fd=-1, offset=0):
         self.size = pages * PAGE_SIZE
         none = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS
-        self._guard = libc.mmap(None, self.size + 2 * PAGE_SIZE, 0, none, -1, 0)
+        room = self.size + 2 * PAGE_SIZE
+        self._guard = libc.mmap(Area._next, room, 0, none, -1, 0)
+        Area._next += room + PAGE_SIZE
         self.address = self._guard + PAGE_SIZE
         fixed = flags | libc.MAP_FIXED
         libc.mmap(self.address, self.size, prot, fixed, fd, offset)
