@@ -8,7 +8,7 @@ import pytest
 
 from sksm import session
 from sksm.linux import libc, maps
-from sksm.process import allowance, local, protection
+from sksm.process import allowance, local
 from sksm.spans import PAGE_SIZE, Span
 from sksm.store.local import LocalStore
 from tests.conftest import frames
@@ -120,7 +120,6 @@ def threads(request, monkeypatch):
     nothing of the test's, and does not count.
     """
     if request.param == "alone":
-        monkeypatch.setattr(protection, "_has_other_threads", lambda: False)
         yield
         return
     with another_thread():

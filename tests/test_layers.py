@@ -19,7 +19,7 @@ LAYERS = """
     pipeline twins holding estimate gain outcomes hotness misaligned
     daemon
     scanner
-    session ownership buffers api others unmerging running ancestry stand_in
+    session buffers api others unmerging running ancestry stand_in
     commands reporters
 """
 RANK = {name: i for i, row in enumerate(LAYERS.split("\n")) for name in row.split()}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sksm import buffers, ownership, pages, session
+from sksm import buffers, pages, session
 from sksm.daemon.client import RemoteStore
 from sksm.errors import DaemonUnreachable
 from sksm.linux import maps
@@ -48,8 +48,6 @@ def merge(obj: object) -> MergeReport:
     if buffer.risk:
         report.refuse(buffer.risk, span.pages)
     elif span.pages:
-        if buffer.owner is not None:
-            ownership.watch(buffer.owner, span)
         report += session.current.merge(
             span, pinned=True, never_drops=buffer.never_drops
         )

@@ -26,16 +26,13 @@ class Pages(mmap.mmap):
 class Buffer:
     """Contiguous memory of an object, kept mapped as long as this lives.
 
-    `owner` is an array whose end can be watched, and with which the memory goes
-    back to malloc. `risk` says why the memory must not be merged, because nobody
-    could tell when it is freed; both are None for memory that is unmapped in the
-    end.
+    `risk` says why the memory must not be merged: what it goes back to when it is
+    freed may count on zeros. None for memory that is unmapped in the end.
     """
 
     address: int
     size: int
     export: object  # holds the memory: exporters refuse to resize or close
-    owner: np.ndarray[Any, Any] | None = None
     risk: str | None = None
     kept_page: int | None = None  # address of a page that must stay as it is
     never_drops: bool = False  # see `AddressSpace`
@@ -115,8 +112,9 @@ def _of_array(array: np.ndarray[Any, Any]) -> Buffer:
         ours = isinstance(owner, Pages)
         return Buffer(*where, kept_page=whole.ctypes.data, never_drops=ours)
     if isinstance(owner, np.ndarray) and owner.flags.owndata:
-        return Buffer(*where, owner=owner, never_drops=True)
-    return Buffer(*where, risk=_unwatched(owner))
+        risk = _told(owner, allocator.unsafe_malloc())
+        return Buffer(*where, risk=risk, never_drops=True)
+    return Buffer(*where, risk=_told(owner, allocator.unsafe()))
 
 
 def _of_tensor(tensor: Any) -> Buffer:
@@ -126,14 +124,16 @@ def _of_tensor(tensor: Any) -> Buffer:
     if not storage.nbytes():
         raise ValueError("nothing to merge: the tensor has no bytes")
     return Buffer(
-        storage.data_ptr(), storage.nbytes(), storage, risk=_unwatched(tensor)
+        storage.data_ptr(),
+        storage.nbytes(),
+        storage,
+        risk=_told(tensor, allocator.unsafe()),
     )
 
 
-def _unwatched(owner: object) -> str | None:
-    """Say what is wrong with merging memory that is freed behind our back."""
-    reason = allocator.unsafe()
+def _told(owner: object, reason: str | None) -> str | None:
+    """Say which memory must not be merged because of an allocator, and what helps."""
     if reason is None:
         return None
     kind = type(owner).__name__
-    return f"nobody can tell when this {kind} is freed, and {reason}"
+    return f"memory of this {kind} is malloc's: {reason} (sksm.asarray makes a copy)"

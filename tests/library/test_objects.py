@@ -4,6 +4,7 @@ import ctypes
 import gc
 import mmap
 import os
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -181,68 +182,72 @@ def test_a_bytearray_grows_and_shrinks_as_ever(different):
     assert one == content[: 10 * PAGE_SIZE] + bytes(100 * PAGE_SIZE)
 
 
-def test_an_array_that_merged_cannot_be_moved_by_resize(different):
-    """numpy refuses: somebody watches the array."""
-    one = different(64).reshape(-1).copy()
+@pytest.mark.parametrize("pages", [64, 20_000])
+def test_an_array_that_merged_can_be_resized(pages):
+    """realloc moves it, or copies: it grows by zeros, and by no page of the pool."""
+    generator = np.random.default_rng(pages)
+    one = generator.integers(1, 256, pages * PAGE_SIZE, np.uint8)
+    other = one.copy()
+    sksm.merge(other)
     sksm.merge(one)
-    with pytest.raises(ValueError, match="resize"):
-        one.resize(10 * SIZE)
+    one.resize(pages * PAGE_SIZE * 3)
+    assert (one[: len(other)] == other).all()
+    assert not one[len(other) :].any()
 
 
 # -- freed
 
 
-@pytest.fixture
-def plain(different):
-    """Give `plain(n)`: an array of n different pages of which nothing shows the pool.
-
-    Memory of objects that nobody watches goes back to malloc as it is.
-    """
-
-    def make(pages):
-        array = different(pages)
-        sksm.unmerge(array)
-        return array
-
-    return make
+class Weights(np.ndarray):
+    """As a program may have them."""
 
 
-def test_memory_of_an_array_is_plain_when_it_is_freed(plain):
-    """Before malloc gets it, anonymous pages take the place of the pool's."""
-    one = plain(64)
-    span = span_of(one.ctypes.data)
-    stored = sksm.merge(one).stored
-    assert pool_pages(span) == stored > 0
+class Cycle:
+    """Holds an array, and itself; looks at the array when it ends."""
+
+    seen: ClassVar = []
+
+    def __init__(self, kind):
+        self.data = np.random.default_rng(3).integers(1, 256, 1 << 21, np.uint8)
+        self.data = self.data.view(kind) if kind is not Weights else self._own()
+        self.expected = self.data.tobytes()
+        self.me = self
+        sksm.merge(self.data)
+
+    def _own(self):
+        own = Weights(1 << 21, np.uint8)
+        own[:] = self.data
+        return own
+
+    def __del__(self):
+        Cycle.seen.append(self.data.tobytes() == self.expected)
+        Cycle.kept = self
+
+
+@pytest.mark.parametrize("kind", [np.ndarray, np.recarray, np.matrix, Weights])
+def test_an_array_in_a_garbage_cycle_keeps_its_bytes_to_the_end(kind):
+    """In `__del__`, when its weak references are dead already, and resurrected."""
+    Cycle.seen.clear()
+    one = Cycle(kind)
     del one
     gc.collect()
-    assert pool_pages(span) == 0
+    kept, Cycle.kept = Cycle.kept, None
+    assert Cycle.seen == [True]
+    assert kept.data.tobytes() == kept.expected
+    kept.me = None
 
 
-def test_a_view_keeps_merged_memory_until_the_last_reference(plain):
-    """The owner's end counts, not the view's."""
-    base = plain(64)
-    span = span_of(base.ctypes.data)
-    view = base[8:40]
-    stored = sksm.merge(view).stored
-    assert stored > 16
-    del view
-    assert pool_pages(span) == stored
-    view = base[::2]
-    del base
-    assert pool_pages(span) == stored
-    del view
-    assert pool_pages(span) == 0
-
-
-def test_parts_merged_one_by_one_are_all_given_back(plain):
-    """Overlapping parts, and the whole."""
-    base = plain(64)
-    span = span_of(base.ctypes.data)
-    for part in (base[3:9], base[5:20], base, base[40:41]):
-        sksm.merge(part)
-    assert pool_pages(span) > 32
-    del base, part
-    assert pool_pages(span) == 0
+def test_setting_the_state_of_an_array_leaves_others_alone():
+    """It frees the array's memory, and takes other."""
+    one = np.random.default_rng(1).integers(1, 256, 1 << 23, np.uint8)
+    two, state = one.copy(), np.zeros(4, np.uint8).__reduce__()[2]
+    for each in (one, two):
+        sksm.merge(each)
+    content = two.tobytes()
+    one.__setstate__(state)
+    fresh = [np.zeros(1 << 23, np.uint8) for _ in range(3)]
+    assert not any(each.any() for each in fresh)
+    assert two.tobytes() == content
 
 
 def test_an_aligned_array_is_unmapped_when_it_is_freed(different):
@@ -267,16 +272,18 @@ def test_a_closed_mmap_leaves_nothing(different):
 
 
 @pytest.mark.check
-def test_freeing_in_a_forked_child_leaves_the_parents_memory(plain):
+def test_freeing_in_a_forked_child_leaves_the_parents_memory(different):
     """Both had the array; the child's end of it is the child's."""
-    one = plain(64)
+    one = different(64)
     content = one.copy()
     span = span_of(one.ctypes.data)
-    stored = sksm.merge(one).stored
+    sksm.merge(one)
+    shown = pool_pages(span)
     pid = os.fork()
     if pid == 0:
         del one
-        os._exit(pool_pages(span) != 0)
+        fresh = np.zeros(64 * PAGE_SIZE, np.uint8)
+        os._exit(bool(fresh.any()))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert pool_pages(span) == stored
+    assert pool_pages(span) == shown > 0
     assert (one == content).all()

@@ -13,8 +13,10 @@ import sksm
 from sksm import pages
 from sksm.buffers import PARTLY_OUTSIDE
 from sksm.linux import libc, maps, userfaultfd
+from sksm.process import local
 from sksm.spans import PAGE_SIZE
 from tests.memory import PRIVATE, RW
+from tests.support import in_child
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -240,3 +242,34 @@ def test_refusals_do_not_keep_the_rest_from_merging(area, different):
     assert report.merged == 6
     assert report.scanned == 12
     assert (one.rows == two.rows).all()
+
+
+@pytest.mark.root  # who has no limit of locked memory
+def test_where_all_new_memory_is_locked_nothing_is_merged(memory, different):
+    """The pool's pages would be locked with it; the reason says so."""
+
+    def lock_and_merge():
+        everything = ctypes.CDLL(None)
+        some = memory(8)
+        some.rows[:] = different(8)
+        content = some.rows.copy()
+        with local.ThisProcess() as space:
+            assert space.objection() is None
+        assert everything.mlockall(2) == 0  # MCL_FUTURE
+        assert list(sksm.merge(some.rows).reasons) == [local.LOCKS_ALL]
+        assert (some.rows == content).all()
+        assert everything.munlockall() == 0
+        with local.ThisProcess() as space:
+            assert space.objection() is None
+
+    in_child(lock_and_merge)
+
+
+def test_where_locked_memory_has_no_room_the_reason_is_the_same(monkeypatch):
+    """mmap(2) gives EAGAIN then."""
+
+    def refuse(*_):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(local.libc, "mmap", refuse)
+    assert local.ThisProcess().objection() == local.LOCKS_ALL

@@ -18,7 +18,9 @@ def test_glibc_is_recognised_wherever_its_malloc_seems_to_be(monkeypatch):
 def test_an_allocator_that_glibc_does_not_know_is_named(monkeypatch):
     """By the file in which its malloc is."""
     monkeypatch.setattr(allocator, "_glibc_serves", lambda: False)
+    allocator.unsafe_malloc.cache_clear()
     assert "what the allocator in /" in allocator.unsafe()
+    allocator.unsafe_malloc.cache_clear()
 
 
 def test_jemalloc_is_refused_wherever_it_is_loaded(monkeypatch):

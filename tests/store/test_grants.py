@@ -73,6 +73,25 @@ def test_slots_are_free_exactly_when_no_grant_has_them(steps):
         assert store.pool_bytes() == 0
 
 
+def test_what_its_holder_says_of_a_grant_that_has_ended_changes_nothing(store):
+    """The word may come after the descriptor was closed, and the slots used again."""
+    grants = Grants(store)
+    ended, fd = grants.new()
+    slots = offered(store, 1)
+    grants.add(ended, slots)
+    os.close(fd)
+    assert grants.sweep() == PAGES
+    living, fd = grants.new()
+    grants.add(living, again := offered(store, 2))
+    assert again.tolist() == slots.tolist()
+    grants.settle(ended, np.empty((0, 2), np.int64))
+    assert grants.sweep() == 0
+    assert store.used().tolist() == again.tolist()
+    os.close(fd)
+    assert grants.sweep() == PAGES
+    assert not grants.knows(living)
+
+
 def test_a_slot_that_is_used_again_is_found_by_its_new_page_only(store):
     """Its place in the index led to another page before."""
     grants = Grants(store)

@@ -44,7 +44,7 @@ class Answers:
         prints = protocol.integers(request.prints).view(np.uint64)
         slots = self._store.lookup(prints)
         if not request.only_asked:
-            self._grants.add(_required(grant), slots)
+            self._grants.add(self._living(grant), slots)
         return protocol.Slots(slots.tobytes())
 
     def claim(self, grant: Grant | None, request: protocol.Claim) -> protocol.Claimed:
@@ -55,7 +55,7 @@ class Answers:
         given = self._store.claim(first, pages)
         if given:
             runs = np.array([[first, first + pages]], np.int64)
-            self._grants.add_runs(_required(grant), runs)
+            self._grants.add_runs(self._living(grant), runs)
         return protocol.Claimed(given)
 
     def settle(self, grant: Grant | None, request: protocol.Settle) -> None:
@@ -64,7 +64,9 @@ class Answers:
         if (pairs[:, 1] <= 0).any() or (pairs.size and int(pairs.max()) > 2**61):
             raise Malformed("runs of slots out of bounds")
         mapped = np.stack([pairs[:, 0], pairs.sum(axis=1)], axis=1)
-        self._grants.settle(_required(grant), mapped)
+        if grant is None:
+            raise Malformed("slots without a grant")
+        self._grants.settle(grant, mapped)
 
     def take(
         self, grant: Grant | None, client: int, request: protocol.Offer
@@ -82,7 +84,7 @@ class Answers:
             Span(first * PAGE_SIZE, (first + count) * PAGE_SIZE)
             for first, count in pairs.tolist()
         ]
-        holder = _required(grant)
+        holder = self._living(grant)
         try:
             if request.pid:
                 found = self._take_of_other(request.pid, spans, request.alone)
@@ -128,8 +130,8 @@ class Answers:
             seconds=time.monotonic() - self._began,
         )
 
-
-def _required(grant: Grant | None) -> Grant:
-    if grant is None:
-        raise Malformed("slots without a grant")
-    return grant
+    def _living(self, grant: Grant | None) -> Grant:
+        """Return a grant that keeps what it is given."""
+        if grant is None or not self._grants.knows(grant):
+            raise Malformed("slots without a grant")
+        return grant

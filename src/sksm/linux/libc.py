@@ -85,6 +85,7 @@ def address_of(name: str) -> int:
 madvise = _declare("madvise", c_void_p, c_size_t, c_int)
 mprotect = _declare("mprotect", c_void_p, c_size_t, c_int)
 munmap = _declare("munmap", c_void_p, c_size_t)
+msync = _declare("msync", c_void_p, c_size_t, c_int)
 mmap = _declare(
     "mmap", c_void_p, c_size_t, c_int, c_int, c_int, c_long, restype=c_size_t
 )

@@ -2,12 +2,13 @@
 
 An allocator that gives pages back with MADV_DONTNEED counts on reading zeros
 afterwards, for calloc. A pool mapping would show the pool's page instead, so only
-allocators that were seen not to do that may free merged memory unwatched.
+allocators that were seen not to do that may free merged memory.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
 
 from sksm.linux import libc, maps
@@ -16,19 +17,32 @@ _BLOCK = 64 << 20  # bytes; glibc maps what is over 32 MiB by itself, for sure
 
 
 def unsafe() -> str | None:
-    """Say why freed memory of this process must not stay merged; None if it may.
+    """Say why memory that goes back to an allocator must not be merged, if so.
 
-    glibc trims by `munmap`, by `brk`, and by MADV_DONTNEED only where calloc
-    clears again. Nothing is assumed of any other allocator.
+    For memory of which nobody knows where it comes from: a library may bring an
+    allocator of its own, at any time.
     """
     loaded = maps.every_mapping("self")
     if any("jemalloc" in Path(mapping.path).name for mapping in loaded):
         return "jemalloc counts on MADV_DONTNEED for zeros"
-    if not _glibc_serves():
-        malloc = libc.address_of("malloc")
-        home = next(m.path for m in loaded if m.span.start <= malloc < m.span.stop)
-        return f"not known what the allocator in {home} expects of freed memory"
-    return None
+    return unsafe_malloc()
+
+
+@functools.cache  # no program changes its malloc
+def unsafe_malloc() -> str | None:
+    """Say why memory that goes back to malloc must not be merged; None if it may.
+
+    glibc trims by `munmap`, by `brk`, and by MADV_DONTNEED only where calloc
+    clears again. Nothing is assumed of any other allocator.
+    """
+    if _glibc_serves():
+        return None
+    malloc = libc.address_of("malloc")
+    loaded = maps.every_mapping("self")
+    home = next(m.path for m in loaded if m.span.start <= malloc < m.span.stop)
+    if "jemalloc" in Path(home).name:
+        return "jemalloc counts on MADV_DONTNEED for zeros"
+    return f"not known what the allocator in {home} expects of freed memory"
 
 
 class _mallinfo2(ctypes.Structure):  # noqa: N801  malloc.h, since glibc 2.33

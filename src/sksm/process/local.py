@@ -36,7 +36,7 @@ class ThisProcess:
     def __init__(self, *, pinned: bool = False, never_drops: bool = False) -> None:
         self.pid = os.getpid()
         self.pinned, self.tails, self.never_drops = pinned, False, never_drops
-        self.keeps: frozenset[str] = frozenset()  # `forget` would lose them
+        self.keeps: frozenset[str] = frozenset()
         self._files = ProcFiles("self")
         self._uffd: int | None = None
         self._rows: npt.NDArray[np.uint8] | None = None
@@ -49,7 +49,7 @@ class ThisProcess:
 
     def objection(self) -> str | None:
         """Say why nothing of this process may be merged."""
-        return guards.objection("self")
+        return guards.objection("self") or _locks_all()
 
     def mappings(self, span: Span) -> list[maps.Mapping]:
         """List the mappings that meet `span`, ascending."""
@@ -130,16 +130,40 @@ class ThisProcess:
         if verdict != DONE:
             raise OSError(verdict, f"un-merging {span}: {os.strerror(verdict)}")
 
-    def forget(self, span: Span, prot: int) -> None:
-        """Put fresh anonymous pages, all zeros, over `span`: its owner is going."""
-        # SAFETY: the caller owns the memory, and nobody will read it again.
-        flags = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED
-        libc.mmap(span.start, span.size, prot, flags, -1, 0)
-
 
 @functools.cache  # libc turns them on before the program starts, or not at all
 def _has_shadow_stacks() -> bool:
     return flags.have_shadow_stacks("self")
+
+
+LOCKS_ALL = (
+    "all memory that is mapped is locked at once (mlockall with MCL_FUTURE): "
+    "munlockall() first"
+)
+
+
+def _locks_all() -> str | None:
+    """Say so if the kernel locks what is mapped from now on: mlockall(2).
+
+    It would lock the pool's pages, and may refuse to map them (EAGAIN). The flag is
+    shown nowhere but by a new mapping: msync(2) refuses to invalidate locked memory.
+    """
+    try:
+        page = libc.mmap(None, PAGE_SIZE, libc.PROT_NONE, *_ANON)
+    except OSError as error:
+        if error.errno != errno.EAGAIN:
+            raise
+        return LOCKS_ALL
+    # SAFETY: just mapped, and nobody else's.
+    try:
+        libc.msync(page, PAGE_SIZE, libc.MS_INVALIDATE)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return LOCKS_ALL
+    finally:
+        libc.munmap(page, PAGE_SIZE)
+    return None
 
 
 def _advised(span: Span, advice: int) -> int:

@@ -23,8 +23,8 @@ def protection(span: Span) -> Iterator[int | None]:
     there is, and the comparison follows within microseconds.
 
     Yields:
-        The descriptor; None if there is no protection, or no need of it because
-        no other thread could write.
+        The descriptor; None if there is no protection. Also while there is only one
+        thread: another one may be started in the middle of a merge, by C code, too.
 
     Raises:
         OSError: EBUSY if another userfaultfd watches the memory.
@@ -34,18 +34,13 @@ def protection(span: Span) -> Iterator[int | None]:
         yield None
         return
     try:
-        registered = _register(fd, span)
-        yield fd if registered and _has_other_threads() else None
+        yield fd if _register(fd, span) else None
     finally:
         # Closing unregisters, too, unless a child that was forked holds a copy.
         with contextlib.suppress(OSError):  # what was replaced is not registered
             userfaultfd.unregister(fd, span)
         _open.discard(fd)
         os.close(fd)
-
-
-def _has_other_threads() -> bool:
-    return len(os.listdir("/proc/self/task")) > 1
 
 
 def _create() -> int | None:

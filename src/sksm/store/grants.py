@@ -71,6 +71,10 @@ class Grants:
         self._next += 1
         return grant, fd
 
+    def knows(self, grant: Grant) -> bool:
+        """Say whether a grant has not ended, as far as the last sweep has seen."""
+        return grant.number in self._living
+
     def add(self, grant: Grant, slots: npt.NDArray[np.int64]) -> None:
         """Give a grant slots, before their numbers are told."""
         self.add_runs(grant, slot_sets.of_slots(slots))
@@ -82,7 +86,12 @@ class Grants:
             grant.answered = [slot_sets.union(grant.answered)]
 
     def settle(self, grant: Grant, mapped: Runs) -> None:
-        """Take back those of the slots answered that the holder has not mapped."""
+        """Take back those of the slots answered that the holder has not mapped.
+
+        Nothing if it has ended meanwhile: its slots were free, and may be used again.
+        """
+        if not self.knows(grant):
+            return
         answered = slot_sets.union(grant.answered)
         spared = slot_sets.difference(answered, slot_sets.union([mapped]))
         grant.kept.append(slot_sets.difference(answered, spared))
