@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import socket
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from sksm.daemon.client import RemoteStore
 from sksm.errors import DaemonUnreachable, NotPermitted, SksmError
 from tests.conftest import Memory, daemon_pid
 from tests.rows import content
+from tests.support import in_child
 
 pytestmark = pytest.mark.own_start
 
@@ -208,3 +210,48 @@ def test_the_pool_cannot_be_written_by_a_client(runtime):
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.pwrite(store.pool, b"x", 0)
         assert os.fstat(store.pool).st_mode & 0o777 == 0o444
+
+
+@pytest.mark.root
+def test_the_daemon_is_not_bound_by_what_binds_its_first_user(runtime):
+    """Limits, priority, processors, groups, and being the first to be killed."""
+
+    def impose():
+        os.nice(7)
+        os.sched_setaffinity(0, {0})
+        os.setgroups([1, 2])
+        Path("/proc/self/oom_score_adj").write_text("700")
+        for which in (resource.RLIMIT_FSIZE, resource.RLIMIT_AS, resource.RLIMIT_CPU):
+            hard = resource.getrlimit(which)[1]
+            resource.setrlimit(which, (4 << 30, hard))
+        sksm.merge(Memory(4).rows)
+
+    in_child(impose)
+    pid = daemon_pid(runtime)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 0
+    assert os.sched_getaffinity(pid) == os.sched_getaffinity(0)
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "0\n"
+    assert psutil.Process(pid).terminal() is None
+    for which in (resource.RLIMIT_FSIZE, resource.RLIMIT_AS, resource.RLIMIT_CPU):
+        soft, hard = resource.prlimit(pid, which)
+        assert soft == hard
+    groups = Path(f"/proc/{pid}/status").read_text().partition("Groups:")[2]
+    assert groups.partition("\n")[0].split() == []
+
+
+def test_a_file_size_limit_refuses_only_what_is_above_it(runtime):
+    """The pool's file grows in steps, of which none is longer than the limit."""
+
+    def limit_and_merge():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 22, 1 << 22))
+        some = Memory(512)
+        some.rows[:] = content(1, 512)
+        assert sksm.merge(some.rows).stored == 512
+        more = Memory(1024)
+        more.rows[:] = content(2, 1024)
+        report = sksm.merge(more.rows)
+        assert report.refused > 0
+        assert any("pool" in reason for reason in report.reasons)
+        assert (more.rows == content(2, 1024)).all()
+
+    in_child(limit_and_merge)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -47,8 +48,9 @@ def main(listen_fd: int | None, detach: bool, idle: float, domain: str | None) -
     """
     if detach and os.fork():
         os._exit(0)
-    if detach:
+    if detach:  # as a program starts it
         os.setsid()
+        shed_bonds()
     shed_inheritance()
     from sksm.process.domain import Domain, parse  # noqa: PLC0415
 
@@ -73,10 +75,35 @@ def is_activated() -> bool:
 
 
 def shed_inheritance() -> None:
-    """Undo what the program that happened to come first imposed on itself."""
+    """Handle signals, and have as many descriptors as we may."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+_LIMITS = ("FSIZE", "AS", "DATA", "CPU", "MEMLOCK", "STACK", "CORE")
+
+
+def shed_bonds() -> None:
+    """Undo what the program that happened to come first imposed on itself.
+
+    As far as that goes: an ordinary user may raise a soft limit to the hard one, but
+    not lower a nice value, and control groups remain.
+    """
+    for name in _LIMITS:
+        which = getattr(resource, f"RLIMIT_{name}")
+        _, most = resource.getrlimit(which)
+        resource.setrlimit(which, (most, most))
+    os.umask(0o077)
+    for attempt in (
+        lambda: os.setpriority(os.PRIO_PROCESS, 0, 0),
+        lambda: os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0)),
+        lambda: os.sched_setaffinity(0, range(os.cpu_count() or 1)),
+        lambda: Path("/proc/self/oom_score_adj").write_text("0"),
+        lambda: os.setgroups([]),
+    ):
+        with contextlib.suppress(OSError):
+            attempt()
 
 
 def _listener(fd: int | None, domain: Domain) -> tuple[socket.socket, Path | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 
 import numpy as np
 import numpy.typing as npt
@@ -124,6 +125,9 @@ class Pool:
         needed = slots * PAGE_SIZE
         if needed > self._size:
             size = -(-needed // _GROWTH) * _GROWTH
+            limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+            if needed <= limit:  # none of -1, which is no limit
+                size = min(size, limit)
             os.ftruncate(self.fd, size)
             self._size = size
 
