@@ -27,7 +27,7 @@ REPLIES = [
     protocol.Slots(b"12345678"),
     protocol.Claimed(True),
     protocol.Offered(b"12345678", b"\1", "why"),
-    protocol.Status(1, 2, 3, 4, 5, 6, 7, 8, 8.5),
+    protocol.Status(1, 2, 3, 4, 5, 6, 7, 8, "why", 8.5),
     protocol.Supervised(42),
     protocol.Failure("why"),
 ]

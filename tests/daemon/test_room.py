@@ -125,3 +125,35 @@ def test_a_daemon_without_memory_for_a_request_refuses_it(here, monkeypatch, err
     assert np.frombuffer(reply.slots, np.int64).tolist() == [-1, -1, -1]
     assert reply.refusal.startswith("the daemon could not take it")
     assert len(server._clients) == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOLCK, "No locks")])
+def test_a_sweep_that_fails_frees_nothing_and_says_why(here, monkeypatch, error):
+    """The daemon goes on, and frees them when it can."""
+    server, client = here
+    some = Memory(4)
+    some.rows[:] = content(1, 4)
+    client.say(protocol.Offer(_runs(some)))
+    server._answer(next(iter(server._clients)))
+    client.hear()
+
+    def ask():
+        client.say(protocol.Ask(reclaim=True))
+        server._answer(next(iter(server._clients)))
+        return client.hear()
+
+    def failing(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sksm.linux.ofd_locks.is_locked", failing)
+        status = ask()
+        assert (status.slots, status.reclaimed) == (4, 0)
+        assert status.held_back.startswith("cannot find what is free")
+    status = ask()
+    assert (status.slots, status.reclaimed, status.held_back) == (0, 4, "")
+
+
+def _runs(some):
+    pair = (some.span.start // PAGE_SIZE, some.span.pages)
+    return np.array([pair], np.int64).tobytes()

@@ -86,7 +86,7 @@ def _stat():
     pool = full(sharing.PoolUse, sharers=[sharer, sharer])
     ksm = [full(sharing.KsmSharer)]
     found = full(sharing.Survey, pools=[pool], ksm_sharers=ksm, vma_bytes=256)
-    stat.show(found, full(protocol.Status), {"run": 1})
+    stat.show(found, full(protocol.Status, held_back=""), {"run": 1})
 
 
 def _watch():

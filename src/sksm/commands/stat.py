@@ -76,5 +76,6 @@ def _described(status: Status) -> dict[str, object]:
         "index_bytes": status.index_bytes,
         "own_bytes": status.own_bytes,
         "grants": status.grants,
+        "held_back": status.held_back,
         "age_seconds": status.seconds,
     }

@@ -127,6 +127,7 @@ class Answers:
             own_bytes=status.own_bytes(os.getpid()),
             grants=len(self._grants),
             reclaimed=self._sweeper.reclaimed,
+            held_back=self._sweeper.held_back,
             seconds=time.monotonic() - self._began,
         )
 

@@ -111,6 +111,7 @@ class Status(msgspec.Struct, tag=True):
     own_bytes: int  # the daemon's own memory, without the pool
     grants: int  # by which slots are mapped, or may be
     reclaimed: int  # slots freed since it started
+    held_back: str  # why none could be freed the last time, or ""
     seconds: float  # since it started
 
 

@@ -31,6 +31,7 @@ class Sweeper:
         self._room = _LEAST_NEW  # for new slots until the next sweep
         self.due = _NEVER  # by time.monotonic
         self.reclaimed = 0
+        self.held_back = ""  # why no slot could be freed the last time
 
     def client_left(self) -> None:
         """Look soon: its slots may be nobody's now."""
@@ -52,7 +53,11 @@ class Sweeper:
         Args:
             again: look again after a pause; else only when something happens.
         """
-        freed = self._grants.sweep()
+        freed, self.held_back = 0, ""
+        try:
+            freed = self._grants.sweep()
+        except (OSError, MemoryError) as error:
+            self.held_back = f"cannot find what is free: {error or 'no memory'}"
         self.reclaimed += freed
         if freed:
             self._pause = _AFTER_NEW_PAGES

@@ -29,6 +29,8 @@ def show(found: Survey, status: Status | None, ksm: dict[str, int]) -> None:
         console.print("Nothing is shared by sksm now.")
     if status is None:
         console.print("No sksmd runs for you; the first sksm.merge() starts one.")
+    elif status.held_back:
+        console.print(f"[yellow]Nothing was freed lately: {status.held_back}[/]")
     if found.unreadable_processes:
         others = words.count(found.unreadable_processes, "process")
         console.print(f"[dim]Not seen: {others} that you may not look at.[/]")

@@ -101,18 +101,25 @@ class Grants:
         self._unclaimed.append(spared)
 
     def sweep(self) -> int:
-        """Free the slots of no living grant; returns how many."""
+        """Free the slots of no living grant; returns how many.
+
+        Raises:
+            OSError, MemoryError: nothing was freed, and can be the next time.
+        """
         dead = [one for one in self._living.values() if not self._is_held(one)]
-        for one in dead:
-            del self._living[one.number]
         loose = slot_sets.union([*self._unclaimed, *(one.runs for one in dead)])
+        numbers = {one.number for one in dead}
+        living = slot_sets.union(
+            one.runs for one in self._living.values() if one.number not in numbers
+        )
+        free = slot_sets.difference(loose, living) if len(loose) else loose
+        slots = slot_sets.slots_of(free)
+        for number in numbers:
+            del self._living[number]
         self._unclaimed = []
-        if not len(loose):
-            return 0
-        living = slot_sets.union(one.runs for one in self._living.values())
-        free = slot_sets.difference(loose, living)
-        self._store.drop(slot_sets.slots_of(free))
-        return slot_sets.count(free)
+        if len(slots):
+            self._store.drop(slots)
+        return len(slots)
 
     def _is_held(self, grant: Grant) -> bool:
         return ofd_locks.is_locked(self._store.pool, grant.number)
