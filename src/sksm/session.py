@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
 import time
+from collections.abc import Iterator
 
 import psutil
 
@@ -33,6 +35,7 @@ class Session:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._holder: int | None = None  # the thread that has it
         self._store: RemoteStore | None = None
         self._pid = os.getpid()
 
@@ -50,7 +53,7 @@ class Session:
             OSError: ENOMEM for a hole in the range.
             SksmError: what stood in the way, and what would help.
         """
-        with self._lock:
+        with self._alone():
             # More than once: one that is being killed lets go of its clients
             # before it lets go of its socket.
             for pause in _PAUSES:
@@ -63,6 +66,25 @@ class Session:
             except ConnectionError as error:
                 raise DaemonUnreachable(f"sksmd keeps dying: {error}") from error
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads out; a call inside a call would wait for itself.
+
+        Raises:
+            SksmError: the same thread is inside already, in a signal handler.
+        """
+        if self._holder == threading.get_ident():
+            raise SksmError(
+                "a merge of this thread is under way: a signal handler cannot begin "
+                "another. Note the signal, and merge when it is done."
+            )
+        with self._lock:
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = None
+
     def unmerge(self, span: Span) -> int:
         """Give the merged pages of `span` private memory again; how many bytes.
 
@@ -71,7 +93,7 @@ class Session:
                 what stood in the way of going on.
         """
         try:
-            with self._lock, ThisProcess(pinned=True) as space:
+            with self._alone(), ThisProcess(pinned=True) as space:
                 freed = self._unmerge(space, span)
                 if self._store is not None:
                     self._store.let_go()

@@ -1,14 +1,17 @@
 """What nobody maps any more is given back, and nothing else."""
 
 import contextlib
+import ctypes
 import os
 
+import numpy as np
 import pytest
 
+import sksm
 from sksm.daemon.client import RemoteStore
 from sksm.linux import libc
 from sksm.pages import BATCH_PAGES
-from sksm.spans import PAGE_SIZE
+from sksm.spans import PAGE_SIZE, Span
 from tests.conftest import Memory
 from tests.rows import content
 
@@ -186,6 +189,72 @@ def test_what_a_client_was_told_of_and_has_not_mapped_is_freed(daemon, puppets):
             store.mapped(int(slots[0]), 16)
         assert daemon.status(reclaim=True).slots == PAGES + 16
     assert daemon.status(reclaim=True).slots == PAGES
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("told", [16, 17, 5000], ids=["all", "more", "in-pieces"])
+def test_what_one_merge_has_mapped_stays_when_the_next_maps_less(daemon, told):
+    """Small merges share a grant; what was told of the first holds for it only."""
+    rows = content(1, 32)
+    store = RemoteStore(start=False)
+    with contextlib.closing(store):
+        some = Memory(32)
+        some.rows[:] = rows
+        first, second = some.span.start, some.span.start + 16 * PAGE_SIZE
+        with store.granted():
+            slots, _, _ = store.offer(os.getpid(), [Span(first, second)])
+            start = int(slots[0]) * PAGE_SIZE
+            at = libc.mmap(None, 16 * PAGE_SIZE, 1, 2, store.pool, start)
+            if told == 5000:
+                for _ in range(5000):
+                    store.mapped(int(slots[0]), 1)
+            else:
+                store.mapped(int(slots[0]), told)
+        with store.granted():
+            slots, _, _ = store.offer(os.getpid(), [Span(second, some.span.stop)])
+            store.mapped(int(slots[0]), 4)
+        assert daemon.status(reclaim=True).slots == 20
+        other = Memory(32)
+        other.rows[:] = content(2, 32)
+        sksm.merge(other.rows)
+        assert ctypes.string_at(at, 16 * PAGE_SIZE) == rows[:16].tobytes()
+        libc.munmap(at, 16 * PAGE_SIZE)
+
+
+def test_of_a_merge_that_broke_off_every_slot_stays(daemon):
+    """Nobody knows what was mapped, or may be yet by a thread that was given up."""
+    some = Memory(16)
+    some.rows[:] = content(1, 16)
+    store = RemoteStore(start=False)
+    with contextlib.closing(store):
+        with contextlib.suppress(KeyError), store.granted():
+            slots, _, _ = store.offer(os.getpid(), [some.span])
+            start = int(slots[0]) * PAGE_SIZE
+            at = libc.mmap(None, PAGE_SIZE, 1, 2, store.pool, start)
+            raise KeyError
+        with store.granted():
+            store.lookup(np.zeros(3, np.uint64))
+        assert daemon.status(reclaim=True).slots == 16
+    libc.munmap(at, PAGE_SIZE)
+    assert daemon.status(reclaim=True).slots == 0
+
+
+def test_behind_a_slot_that_stands_alone_there_is_nothing_to_claim(daemon):
+    """A range may end with such a page; the merge goes on."""
+    alone = Memory(1)
+    alone.rows[:] = content(1, 1)
+    store = RemoteStore(start=False)
+    with contextlib.closing(store), store.granted():
+        (slot,), _, _ = store.offer(os.getpid(), [alone.span], alone=True)
+        assert not store.claim(int(slot) + 1, 4)
+        store.in_doubt()
+        pages = 2 * BATCH_PAGES
+        some = Memory(pages)
+        some.rows[:] = content(2, pages)
+        edge = -some.span.start // PAGE_SIZE % BATCH_PAGES - 1  # where a batch ends
+        some.rows[edge] = alone.rows[0]
+        report = sksm.merge(some.rows)
+        assert (report.merged, report.stored) == (1, pages - 1)
 
 
 def test_a_slot_that_stands_alone_is_given_back_when_nobody_maps_it(daemon):

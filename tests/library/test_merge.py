@@ -1,11 +1,17 @@
 """The call itself, on real memory: what is shared, what is kept."""
 
+import errno
 import os
+import signal
 
 import numpy as np
 import pytest
 
 import sksm
+from sksm import session
+from sksm.errors import SksmError
+from sksm.process import CHANGED, DONE
+from sksm.process.local import ThisProcess
 from sksm.spans import PAGE_SIZE
 from tests.conftest import frames
 
@@ -61,3 +67,50 @@ def test_forked_child_merges_by_itself(memory, different):
     again = memory(4)
     again.rows[:] = content
     assert sksm.merge(again.rows).merged == 4
+
+
+@pytest.mark.parametrize("call", ["merge", "unmerge"])
+def test_a_signal_handler_in_the_middle_of_a_merge_is_told_so(
+    area, different, monkeypatch, call
+):
+    """It would wait for itself; another thread's call waits for its turn."""
+    one = area(5)
+    one.rows[:] = different(5)
+    told = []
+
+    def handler(*_):
+        with pytest.raises(SksmError, match="signal handler") as error:
+            getattr(sksm, call)(one.rows)
+        told.append(str(error.value))
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    inner = session.merge
+    monkeypatch.setattr(
+        session,
+        "merge",
+        lambda *args, **named: (
+            os.kill(os.getpid(), signal.SIGUSR1),
+            inner(*args, **named),
+        )[1],
+    )
+    try:
+        assert sksm.merge_range(*one.where).stored == 4
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(told) == 1
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("verdict", [DONE, CHANGED, errno.EPERM, errno.EBUSY])
+def test_what_may_be_mapped_all_the_same_is_in_doubt(
+    here, area, different, monkeypatch, verdict
+):
+    """An errno may come from a step behind the mapping, or of a thread given up."""
+    one, told = area(5), []
+    one.rows[:] = different(5)
+    monkeypatch.setattr(
+        ThisProcess, "exchange", lambda _, pool, items: [verdict] * len(items)
+    )
+    monkeypatch.setattr(here, "in_doubt", lambda: told.append(1))
+    sksm.merge_range(*one.where)
+    assert bool(told) == (verdict > 0)

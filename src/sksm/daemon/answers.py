@@ -50,9 +50,10 @@ class Answers:
     def claim(self, grant: Grant | None, request: protocol.Claim) -> protocol.Claimed:
         """Give slots in a row to a grant, if all of them are in use."""
         first, pages = request.slot, request.pages
-        if not 0 <= first < APART or not 0 < pages <= protocol.MOST_PAGES:
+        if first < 0 or not 0 < pages <= protocol.MOST_PAGES:
             raise Malformed("slots out of bounds")
-        given = self._store.claim(first, pages)
+        # Behind a slot that stands alone lies nothing.
+        given = first + pages <= APART and self._store.claim(first, pages)
         if given:
             runs = np.array([[first, first + pages]], np.int64)
             self._grants.add_runs(self._living(grant), runs)
@@ -66,7 +67,7 @@ class Answers:
         mapped = np.stack([pairs[:, 0], pairs.sum(axis=1)], axis=1)
         if grant is None:
             raise Malformed("slots without a grant")
-        self._grants.settle(grant, mapped)
+        self._grants.settle(grant, None if request.everything else mapped)
 
     def take(
         self, grant: Grant | None, client: int, request: protocol.Offer

@@ -123,19 +123,25 @@ class RemoteStore:
             grant.doubtful = True
             raise
         finally:
-            if self._grant is grant and grant.slots > _SHARED_SLOTS:
+            if self._grant is grant and (grant.doubtful or grant.slots > _SHARED_SLOTS):
                 self.let_go()
 
     def _settle(self, grant: _Grant) -> None:
-        """Tell which slots are mapped, unless that is all, or nobody knows."""
-        mapped, grant.mapped = grant.mapped, []
-        told = sum(pages for _, pages in mapped)
-        if grant.doubtful or told >= grant.answered:
-            grant.slots += grant.answered
-        elif len(mapped) <= protocol.MOST_PAGES // 2:
-            grant.slots += told
-            self._say(protocol.Settle(np.array(mapped, np.int64).tobytes()))
-        grant.answered = 0
+        """Tell which slots are mapped, of those answered since the last time.
+
+        Each time, so that both sides begin anew: what was told once must not count as
+        not mapped the next time. Of a grant in doubt nothing is told, ever.
+        """
+        if grant.doubtful or not grant.answered:
+            return
+        told = sum(pages for _, pages in grant.mapped)
+        many = len(grant.mapped) > protocol.MOST_PAGES // 2
+        everything = many or told >= grant.answered
+        runs = [] if everything else grant.mapped
+        grant.slots += grant.answered if everything else told
+        grant.answered, grant.mapped = 0, []
+        packed = np.array(runs, np.int64).tobytes()
+        self._say(protocol.Settle(packed, everything))
 
     def mapped(self, slot: int, pages: int) -> None:
         """Note that slots in a row have been mapped."""

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-VERSION = 5
+VERSION = 6
 MOST_PAGES = 4096  # in one request
 LARGEST = 1 << 17  # bytes of a message; a socket takes 200 KiB unless told otherwise
 
@@ -50,6 +50,7 @@ class Settle(msgspec.Struct, tag=True):
     """Of the slots answered since the last time, I have mapped these. Not answered."""
 
     runs: bytes  # pairs (int64) of slot and count
+    everything: bool = False  # or all of them, whatever `runs` says
 
 
 class Lookup(msgspec.Struct, tag=True):

@@ -114,7 +114,11 @@ class Supervisor:
             return
         done = self._done.pop(call.tid, None)
         if done is None or not _same(done, call):
-            result = self._carry_out(call)
+            try:
+                result = self._carry_out(call)
+            except Exception:  # a fault of ours must not leave all others unanswered
+                _log.exception("process of thread %d", call.tid)
+                result = -errno.EAGAIN
             done = _Done(call.number, call.args, result, time.monotonic())
         if not notify.answer(self._listener, call, done.result):
             self._done[call.tid] = done

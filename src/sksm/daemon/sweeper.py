@@ -11,6 +11,7 @@ from sksm.store.local import LocalStore
 _AFTER_A_CLIENT = 0.5  # seconds from the end of a client to looking for its slots
 _AFTER_NEW_PAGES = 30.0  # and half as often each time that nothing was found
 _LONGEST_PAUSE = 3600.0
+_SHARE = 20  # times as long as a sweep took, the next one waits at least
 _NEVER = float("inf")
 # Slots that may come before a sweep is due: half as many as were in use after the last
 # one, so that the pool stays well under twice what is alive. And not fewer than these.
@@ -30,12 +31,14 @@ class Sweeper:
         self._pause = _AFTER_NEW_PAGES
         self._room = _LEAST_NEW  # for new slots until the next sweep
         self.due = _NEVER  # by time.monotonic
+        self._took = 0.0  # seconds, the last sweep
         self.reclaimed = 0
         self.held_back = ""  # why no slot could be freed the last time
 
     def client_left(self) -> None:
         """Look soon: its slots may be nobody's now."""
-        self.due = min(self.due, time.monotonic() + _AFTER_A_CLIENT)
+        pause = max(_AFTER_A_CLIENT, _SHARE * self._took)
+        self.due = min(self.due, time.monotonic() + pause)
 
     def pages_came(self, count: int) -> None:
         """Look in a while, or at once if many came since the last time."""
@@ -54,10 +57,12 @@ class Sweeper:
             again: look again after a pause; else only when something happens.
         """
         freed, self.held_back = 0, ""
+        began = time.monotonic()
         try:
             freed = self._grants.sweep()
         except (OSError, MemoryError) as error:
             self.held_back = f"cannot find what is free: {error or 'no memory'}"
+        self._took = time.monotonic() - began
         self.reclaimed += freed
         if freed:
             self._pause = _AFTER_NEW_PAGES

@@ -203,7 +203,11 @@ class PoolEngine:
     ) -> list[int]:
         """Exchange each run; remember where the last one would go on."""
         exchanges = [_exchange_of(run, numbers, batch) for run in runs]
-        verdicts = space.exchange(self._store.pool, exchanges) if exchanges else []
+        try:
+            verdicts = space.exchange(self._store.pool, exchanges) if exchanges else []
+        except BaseException:
+            self._store.in_doubt()
+            raise
         self._next = None
         self._note(runs, verdicts)
         if runs and verdicts[-1] == DONE and runs[-1].slot is not None:
@@ -229,7 +233,7 @@ class PoolEngine:
                 continue
             if verdict == DONE:
                 self._store.mapped(run.slot, run.stop - run.first)
-            elif verdict == errno.EBUSY:  # a thread that we gave up may do it later
+            elif verdict != CHANGED:  # half done; or a thread given up may do it yet
                 self._store.in_doubt()
 
     def _equal(

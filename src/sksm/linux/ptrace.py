@@ -186,7 +186,7 @@ _KCMP_FILE = 0
 def same_description(one: int, other: int) -> bool:
     """Say whether two descriptors of ours share one open file description (kcmp(2)).
 
-    Without CONFIG_KCMP no two are known to.
+    Without CONFIG_KCMP, by the locks of it that /proc shows (proc_pid_fdinfo(5)).
     """
     pid = os.getpid()
     try:
@@ -194,7 +194,13 @@ def same_description(one: int, other: int) -> bool:
     except OSError as error:
         if error.errno != ENOSYS:
             raise
-        return False
+    same = os.path.samestat(os.fstat(one), os.fstat(other))
+    return same and _locks(one) == _locks(other)
+
+
+def _locks(fd: int) -> list[str]:
+    with open(f"/proc/self/fdinfo/{fd}") as lines:
+        return [line for line in lines if line.startswith("lock:")]
 
 
 def same_file(pid: int, theirs: int, ours: int) -> bool:

@@ -151,7 +151,8 @@ class Thread:
         elif self._now().rbx == table:
             self._put_off(number)
         else:
-            raise OSError(errno.EFAULT, f"signal {number} in the middle of a table")
+            middle = f"signal {number} in the middle of a table"
+            raise BlockingIOError(errno.EBUSY, middle)
 
     def _run_to_syscall(self) -> None:
         ptrace.resume_to_syscall(self._tid)

@@ -16,7 +16,8 @@ from sksm.process import Exchange
 from sksm.spans import PAGE_SIZE
 
 _PIECE_BYTES = 64 * PAGE_SIZE  # both sides stay in the cache
-_VIEW_BYTES = 1 << 42  # of addresses for a pool: 4 TiB
+# Of addresses for a pool, of each process and grant: 256 GiB. What lies behind is read.
+_VIEW_BYTES = 1 << 38
 
 
 class Comparison:

@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sksm.linux import calls
-from sksm.process import CHANGED, EXCHANGE_PAGES, Exchange
+from sksm.process import BUSY, CHANGED, EXCHANGE_PAGES, Exchange
 from sksm.process.comparing import Comparison
 from sksm.process.foothold import Foothold
-from sksm.process.script import RemoteScript
+from sksm.process.script import RemoteScript, built_aside
 from sksm.process.there import There
 from sksm.process.watching import Barrier
 from sksm.spans import PAGE_SIZE, Span
@@ -51,6 +51,11 @@ class Site:
     def spare(self, span: Span) -> int:
         """Give unused addresses at which to build what will replace `span`."""
         return self._foothold.spare(span.size, span.start)
+
+    @property
+    def astray(self) -> bool:
+        """Whether a list was given up, and may be worked off yet."""
+        return self._foothold.astray
 
     @property
     def shy(self) -> bool:
@@ -144,7 +149,10 @@ class Exchanging:
         with contextlib.ExitStack() as scope:
             ahead: collections.deque[Callable[[], list[int]]] = collections.deque()
             for some in _slices(exchanges):
-                ahead.append(scope.enter_context(self._prepared(some)))
+                try:
+                    ahead.append(scope.enter_context(self._prepared(some)))
+                except BlockingIOError:  # a list was given up, and with it the barrier
+                    ahead.append(functools.partial(_busy, len(some)))
                 if len(ahead) > 1:
                     yield from ahead.popleft()()
             while ahead:
@@ -190,6 +198,9 @@ class Exchanging:
     def _replace(
         self, some: list[Exchange], equal: list[bool], held: list[int]
     ) -> list[int]:
+        if self._site.astray:
+            # What it has mapped by now would pass for a change of the program's.
+            raise BlockingIOError(errno.EBUSY, BUSY)
         same = list(itertools.compress(some, equal))
         chosen = list(itertools.compress(same, self._unchanged(same)))
         script = self._site.script(held, self._pool)
@@ -200,8 +211,11 @@ class Exchanging:
         return [done.get(item, CHANGED) for item in some]
 
     def _spare(self, item: Exchange) -> int:
-        built_aside = item.own or item.apart
-        return self._site.spare(item.span) if built_aside else 0
+        return self._site.spare(item.span) if built_aside(item) else 0
+
+
+def _busy(count: int) -> list[int]:
+    return [errno.EBUSY] * count
 
 
 def _slices(exchanges: Sequence[Exchange]) -> Iterator[list[Exchange]]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sksm.linux import calls, libc, maps, ptrace, userfaultfd
-from sksm.process import DONE, Exchange, flags, guards, status
+from sksm.process import BUSY, DONE, Exchange, flags, guards, status
 from sksm.process.allowance import Allowance
 from sksm.process.comparing import Comparison
 from sksm.process.exchanging import Exchanging, Site
@@ -196,10 +196,13 @@ class OtherProcess:
         """Make `exchange` able to hold off writers to `span`.
 
         Raises:
+            BlockingIOError: a thread of it is at work for us yet.
             OSError: EBUSY if another userfaultfd watches the memory; EOPNOTSUPP
                 for memory that can be written to, and not be protected.
         """
         barrier = self._barrier()
+        if barrier.fd < 0:
+            raise BlockingIOError(errno.EBUSY, BUSY)
         try:
             userfaultfd.register(barrier.fd, span)
         except OSError as error:

@@ -193,21 +193,24 @@ class RemoteScript(Script):
     def _replace(self, item: Exchange, slot: int, at: int, compares: set[int]) -> None:
         """Map the pool over the range in one call, if all of it is the pool's.
 
-        Pages of its own have to be in a mapping before it takes its place, and so has
-        what keeps it apart.
+        What is more than that has to be done before a mapping takes its place: if part
+        of it fails, everything is as it was.
         """
-        if item.own or item.apart:
+        if built_aside(item):
             super()._replace(item, slot, at, compares)
             return
         start, size = item.span.start, item.span.size
         how = (item.prot, libc.MAP_PRIVATE | libc.MAP_FIXED, self._pool)
         where = (start, size, *how, slot * PAGE_SIZE)
         self._calls.syscall("mmap", *where, want=start)
-        if item.not_forked:
-            self._calls.syscall("madvise", start, size, libc.MADV_DONTFORK)
 
     def _compare(self, here: int, there: int, size: int, compares: set[int]) -> None:
         """Leave it: it has been done."""
+
+
+def built_aside(item: Exchange) -> bool:
+    """Say whether a mapping is made elsewhere in a process, and moved into place."""
+    return bool(item.own or item.apart or item.not_forked)
 
 
 def _verdict(done: calls.Results, rows: range, comparisons: set[int]) -> int:

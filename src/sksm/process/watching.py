@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sksm.linux import pagemap, userfaultfd
+from sksm.process import BUSY
 from sksm.process.borrowing import Thread
 from sksm.process.foothold import Foothold
 from sksm.spans import Span
@@ -87,7 +88,13 @@ class Barrier:
         self.fd, self.whole = open_there(foothold, 0)
 
     def raise_at(self, span: Span) -> None:
-        """Make who writes to `span` wait, from now on."""
+        """Make who writes to `span` wait, from now on.
+
+        Raises:
+            BlockingIOError: it was left standing for a list that was given up.
+        """
+        if self.fd < 0:
+            raise BlockingIOError(errno.EBUSY, BUSY)
         userfaultfd.write_protect(self.fd, span, on=True)
 
     def leave_standing(self) -> None:

@@ -80,20 +80,26 @@ class Grants:
         self.add_runs(grant, slot_sets.of_slots(slots))
 
     def add_runs(self, grant: Grant, runs: Runs) -> None:
-        """Give a grant a normal set of slots."""
+        """Give a grant a normal set of slots; one that has ended keeps none."""
+        if not self.knows(grant):
+            self._unclaimed.append(runs)
+            return
         grant.answered.append(runs)
         if len(grant.answered) > _MANY_PIECES:
             grant.answered = [slot_sets.union(grant.answered)]
 
-    def settle(self, grant: Grant, mapped: Runs) -> None:
+    def settle(self, grant: Grant, mapped: Runs | None) -> None:
         """Take back those of the slots answered that the holder has not mapped.
 
+        None of them if `mapped` is None: it may have mapped all.
         Nothing if it has ended meanwhile: its slots were free, and may be used again.
         """
         if not self.knows(grant):
             return
         answered = slot_sets.union(grant.answered)
-        spared = slot_sets.difference(answered, slot_sets.union([mapped]))
+        spared = slot_sets.EMPTY
+        if mapped is not None:
+            spared = slot_sets.difference(answered, slot_sets.union([mapped]))
         grant.kept.append(slot_sets.difference(answered, spared))
         grant.answered = []
         if len(grant.kept) > _MANY_PIECES:

@@ -114,8 +114,12 @@ class LocalStore:
                 slots[at:stop], fresh[at:stop], refused = take(rows)
             except OSError as error:
                 if error.errno not in (errno.EFAULT, errno.ESRCH, errno.EPERM):
+                    self.drop(np.unique(slots[fresh]))  # of which nobody will learn
                     raise
                 refused = _unreadable(error)
+            except MemoryError:
+                self.drop(np.unique(slots[fresh]))
+                raise
             at, refusal = stop, refusal or refused
         return slots, fresh, refusal
 
