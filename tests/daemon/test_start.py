@@ -223,7 +223,7 @@ def test_the_daemon_is_not_bound_by_what_binds_its_first_user(runtime):
         Path("/proc/self/oom_score_adj").write_text("700")
         for which in (resource.RLIMIT_FSIZE, resource.RLIMIT_AS, resource.RLIMIT_CPU):
             hard = resource.getrlimit(which)[1]
-            resource.setrlimit(which, (4 << 30, hard))
+            resource.setrlimit(which, (1 << 45, hard))  # more than the child has
         sksm.merge(Memory(4).rows)
 
     in_child(impose)
