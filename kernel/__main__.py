@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from bench.programs.debian import Packages, packages
-from bench.results import Skipped, Wrong
 from rich.table import Table
 
+from bench.programs.debian import Packages, packages
+from bench.results import Skipped, Wrong
 from kernel import building, checks, guest
 from kernel.building import Built, Kernel
 from kernel.checks import Verdict

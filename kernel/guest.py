@@ -17,7 +17,6 @@ from pathlib import Path
 
 from bench.programs.debian import Packages
 from bench.results import Wrong
-
 from kernel.building import HERE
 
 MEMORY_MIB = 2048  # enough for tests

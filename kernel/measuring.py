@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+
+import sksm
 from bench import ksmd, memory
 from bench.memory import Words
 from bench.results import Wrong
-
-import sksm
 from sksm.linux import libc, pagemap
 from sksm.spans import Span
 

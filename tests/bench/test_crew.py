@@ -5,10 +5,10 @@ import sys
 
 import psutil
 import pytest
+
 from bench.programs.crew import Crew, expect, running
 from bench.programs.load import Load
 from bench.results import Wrong
-
 from tests.conftest import ended, poll
 
 _SLEEP = [sys.executable, "-c", "import time; time.sleep(100)"]

@@ -9,9 +9,9 @@ are root and SKSM_REQUIRE_KERNEL=1.
 import os
 
 import pytest
+
 from bench.programs import measure
 from bench.programs.measure import Options
-
 from tests.conftest import REQUIRE_KERNEL
 
 _UNLESS_TOLD = "10" if os.environ.get("CI") else "60"

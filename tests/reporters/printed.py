@@ -3,15 +3,15 @@
 import dataclasses
 
 import msgspec
+
+from bench import report as bench_report
+from bench import results
 from bench.experiment import __main__ as experiment
 from bench.experiment import cases
 from bench.programs import measure
 from bench.programs import report as programs_report
 from bench.scanner import guests, outcome, pair_report, recording, scanners, work
 from bench.scanner import report as scanner_report
-
-from bench import report as bench_report
-from bench import results
 from kernel import __main__ as kernel
 from kernel.checks import Verdict
 from sksm import estimate, gain, others, outcomes, report

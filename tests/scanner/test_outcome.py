@@ -1,6 +1,7 @@
 """A scanner is held against nobody at the same step of the script."""
 
 import pytest
+
 from bench.scanner import outcome
 from bench.scanner.guests import Case
 from bench.scanner.recording import Look

@@ -4,9 +4,9 @@ import shlex
 import sys
 
 import psutil
+
 from bench.results import Wrong
 from bench.scanner.watching import Options, watching
-
 from tests.conftest import ended, poll
 
 # Starts a program that is nobody's child and works a while, and then waits.
