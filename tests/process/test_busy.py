@@ -106,6 +106,7 @@ def test_a_merge_that_breaks_off_anywhere_leaves_a_program_that_goes_on(
     one.ends_well()
 
 
+@pytest.mark.root  # the barrier of others does not see system calls: they would fail
 def test_writers_wait_for_a_list_that_we_have_given_up(target, monkeypatch):
     """It exchanges pages yet that were compared: no write to them may come between."""
     one = target("threads", 4, 1)

@@ -22,10 +22,7 @@ def unsafe() -> str | None:
     For memory of which nobody knows where it comes from: a library may bring an
     allocator of its own, at any time.
     """
-    loaded = maps.every_mapping("self")
-    if any("jemalloc" in Path(mapping.path).name for mapping in loaded):
-        return "jemalloc counts on MADV_DONTNEED for zeros"
-    return unsafe_malloc()
+    return _loaded_jemalloc() or unsafe_malloc()
 
 
 @functools.cache  # no program changes its malloc
@@ -37,12 +34,18 @@ def unsafe_malloc() -> str | None:
     """
     if _glibc_serves():
         return None
+    if reason := _loaded_jemalloc():
+        return reason
     malloc = libc.address_of("malloc")
     loaded = maps.every_mapping("self")
     home = next(m.path for m in loaded if m.span.start <= malloc < m.span.stop)
-    if "jemalloc" in Path(home).name:
-        return "jemalloc counts on MADV_DONTNEED for zeros"
     return f"not known what the allocator in {home} expects of freed memory"
+
+
+def _loaded_jemalloc() -> str | None:
+    if any("jemalloc" in Path(m.path).name for m in maps.every_mapping("self")):
+        return "jemalloc counts on MADV_DONTNEED for zeros"
+    return None
 
 
 class _mallinfo2(ctypes.Structure):  # noqa: N801  malloc.h, since glibc 2.33
