@@ -19,7 +19,7 @@ from sksm.engines.pool import PoolEngine
 from sksm.errors import SksmError
 from sksm.pipeline import merge
 from sksm.process.local import ThisProcess
-from tests.conftest import Memory
+from tests.conftest import Memory, poll
 from tests.rows import content
 from tests.support import Raw, count_fds, in_child, start_child
 
@@ -27,11 +27,15 @@ CLIENTS = 64
 COMMON, OWN = 32, 8
 
 
-def merge_common_and_own(number, merge_one):
-    """Offer what all have and what nobody else has; give how many were stored."""
+def merge_common_and_own(number, merge_one, kept):
+    """Offer what all have and what nobody else has; give how many were stored.
+
+    What nobody maps any more would be freed, and stored again: it goes into `kept`.
+    """
     stored = 0
     for seed, pages in ((0, COMMON), (1000 + number, OWN), (0, COMMON)):
         some = Memory(pages)
+        kept.append(some)
         some.rows[:] = content(seed, pages)
         report = merge_one(some)
         assert report.merged + report.stored == pages, report
@@ -44,20 +48,27 @@ def test_64_processes_at_once_share_every_page_once(daemon):
     """All are served; whoever is first with a page stores it, for all others."""
     results, answers = os.pipe()
     go, start = os.pipe()
+    stay, leave = os.pipe()
 
     def take_part(number):
         os.close(start)
+        os.close(leave)
+        kept = []
         os.read(go, 1)  # the end of file is the starting gun
-        stored = merge_common_and_own(number, lambda some: sksm.merge(some.rows))
+        merge_one = lambda some: sksm.merge(some.rows)  # noqa: E731
+        stored = merge_common_and_own(number, merge_one, kept)
         os.write(answers, bytes([stored]))
+        os.read(stay, 1)
 
     pids = [start_child(lambda n=n: take_part(n)) for n in range(CLIENTS)]
     os.close(start)
+    stored = b"".join(os.read(results, 1) for _ in range(CLIENTS))
+    assert sum(stored) == COMMON + CLIENTS * OWN
+    assert daemon.status(reclaim=True).slots == COMMON + CLIENTS * OWN
+    os.close(leave)
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * CLIENTS
-    assert sum(os.read(results, CLIENTS)) == COMMON + CLIENTS * OWN
-    assert daemon.status().slots == COMMON + CLIENTS * OWN
-    assert daemon.status(reclaim=True).slots == 0
-    for fd in (results, answers, go):
+    poll(lambda: daemon.status(reclaim=True).slots == 0)
+    for fd in (results, answers, go, stay):
         os.close(fd)
 
 
@@ -73,9 +84,10 @@ def test_64_threads_with_a_connection_each_share_every_page_once(daemon):
             with ThisProcess(pinned=True) as space, store.granted():
                 return merge(space, some.span, engine=PoolEngine(store))
 
-        stored = merge_common_and_own(number, merge_one)
+        stored = merge_common_and_own(number, merge_one, kept := [])
         everybody.wait(60)
         store.close()
+        kept.clear()
         return stored
 
     with concurrent.futures.ThreadPoolExecutor(CLIENTS) as threads:
