@@ -113,11 +113,10 @@ def zero_frame(area):
 
 
 @pytest.fixture(params=["alone", "threads"])
-def threads(request, monkeypatch):
-    """Run once with one thread, and once with another, so that pages get protected.
+def threads(request):
+    """Run once with the threads of the test runner, and once with one more.
 
-    A worker of pytest-xdist has a thread that hears the controller. It writes to
-    nothing of the test's, and does not count.
+    Pages are protected either way.
     """
     if request.param == "alone":
         yield

@@ -81,6 +81,8 @@ class Grants:
 
     def add_runs(self, grant: Grant, runs: Runs) -> None:
         """Give a grant a normal set of slots; one that has ended keeps none."""
+        if not len(runs):
+            return
         if not self.knows(grant):
             self._unclaimed.append(runs)
             return
@@ -104,7 +106,8 @@ class Grants:
         grant.answered = []
         if len(grant.kept) > _MANY_PIECES:
             grant.kept = [slot_sets.union(grant.kept)]
-        self._unclaimed.append(spared)
+        if len(spared):  # or the list would grow by each merge until the next sweep
+            self._unclaimed.append(spared)
 
     def sweep(self) -> int:
         """Free the slots of no living grant; returns how many.
